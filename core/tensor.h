@@ -22,8 +22,8 @@ struct Spec {
   Spec(Dtype d, Shape s) : dtype(d), shape(s), row_stride(s.rank() ? s[-1] : 1), present(true) {}
 
   explicit operator bool() const { return present; }
-  std::int64_t size() const { return shape.size(); }                       ///< elements
-  std::int64_t columns() const { return shape.rank() ? shape[-1] : 1; }    ///< of one row
+  std::int64_t size() const { return shape.size(); }                     ///< elements
+  std::int64_t columns() const { return shape.rank() ? shape[-1] : 1; }  ///< of one row
   std::int64_t rows() const { return columns() ? size() / columns() : 0; }
   bool contiguous() const { return row_stride == columns() || rows() <= 1; }
   /// Bytes of a contiguous tensor of this dtype and shape.

@@ -1,0 +1,217 @@
+#pragma once
+// Templates of tape.h.
+#include <array>
+#include <cstring>
+#include <string>
+
+#include "autograd/tape.h"
+
+namespace jiboia {
+
+namespace detail {
+
+/// "add_rms_norm.rstd": names of an op's outputs in plans, made once for each op.
+template <class Op>
+const char* output_label(std::size_t i) {
+  static const auto labels = [] {
+    std::array<std::string, std::size(Op::kOutputs)> result;
+    for (std::size_t k = 0; k < result.size(); ++k) {
+      result[k] = std::string(Op::kName) + "." + Op::kOutputs[k];
+    }
+    return result;
+  }();
+  return labels[i].c_str();
+}
+
+}  // namespace detail
+
+template <class Op>
+typename Op::template Out<Var> Tape::allocate_outputs(const typename Op::template In<Var>& in,
+                                                      const typename Op::Attrs& attrs) {
+  using InSpec = typename Op::template In<Spec>;
+  const auto specs =
+      Op::infer(map_fields<Spec, InSpec, Var>(in, [](const Var& v) { return v; }), attrs);
+  typename Op::template Out<Var> out;
+  auto spec_fields = fields<const Spec>(specs);
+  auto var_fields = fields<Var>(out);
+  static_assert(var_fields.size() == std::size(Op::kOutputs));
+  for (std::size_t i = 0; i < var_fields.size(); ++i) {
+    if (spec_fields[i]) var_fields[i] = activation(spec_fields[i], detail::output_label<Op>(i));
+  }
+  return out;
+}
+
+template <class Op>
+Arena::Block Tape::allocate_scratch(Pass pass, const typename Op::template In<Var>& in,
+                                    const typename Op::Attrs& attrs) {
+  using InSpec = typename Op::template In<Spec>;
+  const auto specs = map_fields<Spec, InSpec, Var>(in, [](const Var& v) { return v; });
+  const std::int64_t bytes = std::visit(
+      [&](const auto& backend) { return scratch_bytes<Op>(backend, pass, specs, attrs); }, exec_);
+  return bytes ? arena_.allocate(bytes, MemoryUse::kScratch, Op::kName) : Arena::Block{};
+}
+
+template <Differentiable Op>
+typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& in,
+                                           const typename Op::Attrs& attrs) {
+  using InTensor = typename Op::template In<Tensor>;
+  using OutTensor = typename Op::template Out<Tensor>;
+  const auto out = allocate_outputs<Op>(in, attrs);
+  Arena::Block scratch = allocate_scratch<Op>(Pass::kForward, in, attrs);
+  if (!measuring()) {
+    const auto value_of = [this](const Var& v) { return value(v); };
+    const ForwardArgs<Op> args{.in = map_fields<Tensor, InTensor, Var>(in, value_of),
+                               .out = map_fields<Tensor, OutTensor, Var>(out, value_of),
+                               .attrs = attrs,
+                               .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
+    std::visit([&](auto& backend) { Op::forward(backend, args); }, exec_);
+  }
+  arena_.free(scratch);
+  if (mode_ == TapeMode::kTrain && first_pass_) count_parameter_uses(fields<const Var>(in));
+  if (recording_) {
+    constexpr auto reads_in = Op::kBackwardReadsInputs;
+    constexpr auto reads_out = Op::kBackwardReadsOutputs;
+    for (std::size_t i = 0; i < fields<const Var>(in).size(); ++i) {
+      if (fields<const bool>(reads_in)[i]) keep_for_backward(fields<const Var>(in)[i]);
+    }
+    for (std::size_t i = 0; i < fields<const Var>(out).size(); ++i) {
+      if (fields<const bool>(reads_out)[i]) keep_for_backward(fields<const Var>(out)[i]);
+    }
+    record(&Tape::backward_op<Op>, OpPayload<Op>{in, out, attrs});
+  }
+  return out;
+}
+
+template <DifferentiableLoss Op>
+typename Op::template Out<Var> Tape::apply_loss(const typename Op::template In<Var>& in,
+                                                const typename Op::Attrs& attrs) {
+  using InTensor = typename Op::template In<Tensor>;
+  using InGrad = typename Op::template In<Grad>;
+  using OutTensor = typename Op::template Out<Tensor>;
+  const auto out = allocate_outputs<Op>(in, attrs);
+  const Pass pass = mode_ == TapeMode::kTrain ? Pass::kBackward : Pass::kForward;
+  Arena::Block scratch = allocate_scratch<Op>(pass, in, attrs);
+  InGrad grads{};
+  if (pass == Pass::kBackward) {
+    count_parameter_uses(fields<const Var>(in));
+    grads = map_fields<Grad, InGrad, Var>(in, [this](const Var& v) { return grad_destination(v); });
+  }
+  if (!measuring()) {
+    const auto value_of = [this](const Var& v) { return value(v); };
+    const auto in_values = map_fields<Tensor, InTensor, Var>(in, value_of);
+    const auto out_values = map_fields<Tensor, OutTensor, Var>(out, value_of);
+    const std::span<std::byte> memory{scratch.data, static_cast<std::size_t>(scratch.bytes)};
+    std::visit(
+        [&](auto& backend) {
+          if (pass == Pass::kBackward) {
+            Op::forward_backward(backend,
+                                 LossArgs<Op>{in_values, out_values, attrs, grads, memory});
+          } else {
+            Op::forward(backend, ForwardArgs<Op>{in_values, out_values, attrs, memory});
+          }
+        },
+        exec_);
+  }
+  arena_.free(scratch);
+  if (pass == Pass::kBackward) finish_parameter_uses(fields<const Var>(in));
+  return out;
+}
+
+template <class Op>
+void Tape::backward_op(Tape& tape, std::size_t payload_offset) {
+  using InTensor = typename Op::template In<Tensor>;
+  using OutTensor = typename Op::template Out<Tensor>;
+  using InGrad = typename Op::template In<Grad>;
+  const auto payload = tape.payload_at<OpPayload<Op>>(payload_offset);
+  const auto grad_out = map_fields<Tensor, OutTensor, Var>(
+      payload.out, [&](const Var& v) { return tape.grad_of_output(v); });
+  bool wanted = false;
+  for (const Tensor& grad : fields<const Tensor>(grad_out)) wanted = wanted || grad;
+  if (wanted) {
+    const auto grad_in = map_fields<Grad, InGrad, Var>(
+        payload.in, [&](const Var& v) { return tape.grad_destination(v); });
+    Arena::Block scratch = tape.allocate_scratch<Op>(Pass::kBackward, payload.in, payload.attrs);
+    if (!tape.measuring()) {
+      const auto value_of = [&](const Var& v) { return tape.value(v); };
+      const BackwardArgs<Op> args{
+          .in = map_fields<Tensor, InTensor, Var>(payload.in, value_of),
+          .out = map_fields<Tensor, OutTensor, Var>(payload.out, value_of),
+          .attrs = payload.attrs,
+          .grad_out = grad_out,
+          .grad_in = grad_in,
+          .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
+      std::visit([&](auto& backend) { Op::backward(backend, args); }, tape.exec_);
+    }
+    tape.arena_.free(scratch);
+  }
+  tape.finish_parameter_uses(fields<const Var>(payload.in));
+  for (const Var& output : fields<const Var>(payload.out)) tape.retire(output);
+}
+
+template <class Object, class State>
+State Tape::run_unrecorded(State (*function)(Tape&, const Object&, const State&),
+                           const Object& object, const State& state) {
+  const std::size_t first_slot = slots_.size();
+  const bool was_recording = std::exchange(recording_, false);
+  State result = function(*this, object, state);
+  recording_ = was_recording;
+  for (std::size_t i = first_slot; i < slots_.size(); ++i) {
+    bool is_result = false;
+    for (const Var& var : fields<const Var>(result)) {
+      is_result = is_result || var.slot == static_cast<std::int32_t>(i);
+    }
+    if (!is_result) free_value(slots_[i]);
+  }
+  return result;
+}
+
+template <class Object, class State>
+State Tape::segment(Recompute recompute, State (*function)(Tape&, const Object&, const State&),
+                    const Object& object, const State& state) {
+  if (!recording_) return run_unrecorded(function, object, state);
+  if (recompute == Recompute::kNone) return function(*this, object, state);
+  for (const Var& input : fields<const Var>(state)) keep_for_backward(input);
+  const State result = run_unrecorded(function, object, state);
+  record(&Tape::backward_segment<Object, State>,
+         SegmentPayload<Object, State>{function, &object, state, result});
+  return result;
+}
+
+template <class Object, class State>
+void Tape::backward_segment(Tape& tape, std::size_t payload_offset) {
+  const auto payload = tape.payload_at<SegmentPayload<Object, State>>(payload_offset);
+  const std::size_t first_slot = tape.slots_.size();
+  const std::size_t first_record = tape.records_.size();
+  const std::size_t first_payload = tape.payloads_.size();
+
+  for (const Var& output : fields<const Var>(payload.out)) tape.free_value(tape.slot_of(output));
+  tape.first_pass_ = false;
+  const State again = payload.function(tape, *payload.object, payload.in);
+  tape.first_pass_ = true;
+  for (std::size_t i = 0; i < fields<const Var>(again).size(); ++i) {
+    tape.move_gradient(fields<const Var>(payload.out)[i], fields<const Var>(again)[i]);
+  }
+  tape.walk_back(first_record);
+
+  for (std::size_t i = first_slot; i < tape.slots_.size(); ++i) tape.free_value(tape.slots_[i]);
+  tape.slots_.resize(first_slot);
+  tape.payloads_.resize(first_payload);
+}
+
+template <class Payload>
+void Tape::record(void (*backward)(Tape&, std::size_t), const Payload& payload) {
+  static_assert(std::is_trivially_copyable_v<Payload>);
+  const std::size_t offset = payloads_.size();
+  payloads_.resize(offset + sizeof(Payload));
+  std::memcpy(payloads_.data() + offset, &payload, sizeof(Payload));
+  records_.push_back({backward, offset});
+}
+
+template <class Payload>
+Payload Tape::payload_at(std::size_t offset) const {
+  Payload payload;
+  std::memcpy(&payload, payloads_.data() + offset, sizeof(Payload));
+  return payload;
+}
+
+}  // namespace jiboia
