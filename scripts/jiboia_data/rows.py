@@ -1,0 +1,200 @@
+"""Rows of token ids that others have already cut: Parquet columns and open_lm's tar files."""
+
+import gzip
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from jiboia_data.errors import DataError
+from jiboia_data.shards import Unit
+from jiboia_data.text import find_files
+
+NO_STARTS = np.empty(0, np.int64)
+
+
+def document_starts(tokens, rule, special_ids):
+    """Offsets at which documents begin: `at-bos` at each bos token, `after-eos` behind each eos
+    token, `none` nowhere."""
+    if rule == "at-bos":
+        return np.flatnonzero(tokens == special_ids["bos_token_id"])
+    if rule == "after-eos":
+        starts = 1 + np.flatnonzero(tokens == special_ids["eos_token_id"])
+        return starts[starts < len(tokens)]
+    return NO_STARTS
+
+
+def parquet_row_length(files, column):
+    """Length of the first row."""
+    for path in files:
+        for batch in open_parquet(path).iter_batches(1, columns=[column]):
+            if len(batch):
+                return len(batch.column(0)[0])
+    raise DataError(f"{files[0]}: no rows in the Parquet files")
+
+
+def open_parquet(path):
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet: {error}") from error
+
+
+def parquet_rows(files, column, row_length, first):
+    """Yields (number, where, tokens) of the rows from number `first` on, a row group at a time.
+    attention_mask must be all ones and labels equal to the ids: then they carry nothing."""
+    number = 0
+    for path in files:
+        parquet = open_parquet(path)
+        names = parquet.schema_arrow.names
+        if column not in names:
+            raise DataError(f"{path}: no column {column}; there are {', '.join(names)}")
+        columns = [column] + [c for c in ("attention_mask", "labels") if c in names]
+        row_in_file = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if number + rows <= first:
+                number += rows
+                row_in_file += rows
+                continue
+            try:
+                for batch in parquet.iter_batches(512, row_groups=[group], columns=columns):
+                    block = parquet_block(path, row_in_file, batch, column, row_length)
+                    for tokens in block:
+                        if number >= first:
+                            yield number, f"{path} row {row_in_file}", tokens
+                        number += 1
+                        row_in_file += 1
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(f"{path}: row group {group}: {error}") from error
+
+
+def parquet_block(path, first_row, batch, column, row_length):
+    """The ids of a batch, (rows, row_length), after checking the columns against each other."""
+    blocks = {}
+    for name in batch.schema.names:
+        values = batch.column(name)
+        where = f"{path}: column {name}"
+        if not is_integer_list(values.type):
+            raise DataError(f"{where} is {values.type}, expected a list of integers")
+        if values.null_count:
+            raise DataError(f"{where}: {values.null_count} missing rows after row {first_row}")
+        lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+        bad = np.flatnonzero(lengths != row_length)
+        if len(bad):
+            raise DataError(
+                f"{where}, row {first_row + bad[0]} has {lengths[bad[0]]} tokens, expected {row_length}"
+            )
+        flat = values.flatten()
+        if flat.null_count:
+            raise DataError(f"{where}: {flat.null_count} missing values after row {first_row}")
+        blocks[name] = flat.to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, row_length)
+    ids = blocks[column]
+    if "labels" in blocks:
+        check_rows(path, first_row, "labels differ from " + column, blocks["labels"] == ids)
+    if "attention_mask" in blocks:
+        check_rows(path, first_row, "attention_mask is not all ones", blocks["attention_mask"] == 1)
+    return ids
+
+
+def is_integer_list(kind):
+    lists = pyarrow.types
+    is_list = lists.is_list(kind) or lists.is_large_list(kind) or lists.is_fixed_size_list(kind)
+    return is_list and lists.is_integer(kind.value_type)
+
+
+def check_rows(path, first_row, problem, equal):
+    bad = np.argwhere(~equal)
+    if len(bad):
+        row, position = bad[0]
+        raise DataError(f"{path}: {problem} in row {first_row + row}, position {position}")
+
+
+class OpenLmRows:
+    """Rows of webdataset tar files: members *.json.gz or *.json, each a JSON list of ids."""
+
+    def __init__(self, inputs, row_length, vocab_size):
+        self.row_length, self.vocab_size = row_length, vocab_size
+        self.expected = {}  # sequences of a tar, where a manifest.jsonl says so
+        self.too_short = 0
+        self.files = []
+        for given in map(Path, inputs):
+            manifest = given / "manifest.jsonl" if given.is_dir() else given
+            if manifest.name.endswith(".jsonl") and manifest.is_file():
+                self.files += self._read_manifest(manifest)
+            else:
+                self.files += find_files([given], (".tar",))
+
+    def _read_manifest(self, manifest):
+        files = []
+        for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                name, sequences = str(entry["shard"]), int(entry["num_sequences"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f'{manifest}:{number}: expected "shard" and "num_sequences"') from error
+            path = manifest.parent / (name if name.endswith(".tar") else name + ".tar")
+            if not path.is_file():
+                raise DataError(f"{manifest}:{number}: {path} is missing")
+            self.expected[path] = sequences
+            files.append(path)
+        return files
+
+    def read(self, first):
+        """Yields (number, where, tokens) of the rows from number `first` on. Rows that are shorter
+        than row_length are left out and counted, as open_lm does; negative ids count from the end
+        of the vocabulary."""
+        number = 0
+        for path in self.files:
+            members = 0
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for member in tar:
+                        tar.members = []  # keeps memory bounded
+                        if not member.isfile():
+                            continue
+                        if number >= first:
+                            where = f"{path}: {member.name}"
+                            tokens = self._parse(tar.extractfile(member).read(), where)
+                            if tokens is not None:
+                                yield number, where, tokens
+                        number += 1
+                        members += 1
+            except (tarfile.TarError, EOFError, OSError) as error:
+                raise DataError(f"{path}: {error}") from error
+            if members != self.expected.get(path, members):
+                raise DataError(
+                    f"{path}: {members} sequences, the manifest says {self.expected[path]}"
+                )
+
+    def _parse(self, data, where):
+        if not where.endswith((".json", ".json.gz")):
+            raise DataError(f"{where}: expected members named *.json.gz or *.json")
+        try:
+            ids = json.loads(gzip.decompress(data) if where.endswith(".gz") else data)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{where}: not a JSON list of ids: {error}") from error
+        if not isinstance(ids, list) or any(type(token) is not int for token in ids):
+            raise DataError(f"{where}: not a JSON list of ids")
+        if len(ids) > self.row_length:
+            raise DataError(
+                f"{where}: {len(ids)} tokens, more than --row-length {self.row_length}"
+            )
+        if len(ids) < self.row_length:
+            self.too_short += 1
+            return None
+        try:
+            tokens = np.array(ids, np.int64)
+        except OverflowError as error:
+            raise DataError(f"{where}: a token does not fit in 64 bits") from error
+        negative = tokens < 0
+        tokens[negative] %= self.vocab_size
+        return tokens
+
+
+def to_units(rows, rule, special_ids):
+    for number, where, tokens in rows:
+        yield Unit(number, where, tokens, document_starts(tokens, rule, special_ids))

@@ -1,0 +1,164 @@
+"""Documents from text files and JSON lines, and their tokens."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jiboia_data.errors import DataError, UsageError
+from jiboia_data.shards import Unit
+
+SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+BATCH_BYTES = 1 << 22  # of text that the tokenizer gets at once
+BATCH_DOCUMENTS = 1000
+
+
+def find_files(inputs, suffixes):
+    """The files that `inputs` name: files as given, folders walked, each sorted by path."""
+    files = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(p for p in given.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            if not found:
+                raise DataError(f"{given}: no {', '.join('*' + s for s in suffixes)} file in it")
+            files += found
+        elif given.is_file():
+            files.append(given)
+        else:
+            raise DataError(f"{given}: no such file or folder")
+    for index, path in enumerate(files):
+        if path in files[:index]:
+            raise UsageError(f"{path} is named twice")
+    return files
+
+
+def open_text(path):
+    opener = gzip.open if path.name.endswith(".gz") else open
+    return opener(path, "rb")
+
+
+def decode(data, where):
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start} ({error.reason})") from error
+
+
+def read_documents(files, field, split):
+    """Yields (where, text) of every document. `split` says what a document of a text file is: the
+    whole `file`, a `line`, or a `paragraph` (lines up to an empty one)."""
+    for path in files:
+        try:
+            with open_text(path) as lines:
+                if ".jsonl" in path.suffixes:
+                    yield from read_json_lines(path, lines, field)
+                elif split == "file":
+                    yield str(path), decode(lines.read(), path)
+                else:
+                    yield from read_pieces(path, lines, split)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def read_json_lines(path, lines, field):
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(decode(line, where))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON: {error}") from error
+        text = document.get(field) if isinstance(document, dict) else None
+        if not isinstance(text, str):
+            raise DataError(f'{where}: no text in field "{field}" (--field names another one)')
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f'{where}: field "{field}" holds half a surrogate pair') from error
+        yield where, text
+
+
+def read_pieces(path, lines, split):
+    piece, begin = [], 1
+    for number, line in enumerate(lines, 1):
+        ends = split == "line" or not line.strip()
+        if line.strip():
+            if not piece:
+                begin = number
+            piece.append(line)
+        if ends and piece:
+            yield f"{path}:{begin}", decode(b"".join(piece), f"{path}:{begin}").rstrip("\r\n")
+            piece = []
+    if piece:
+        yield f"{path}:{begin}", decode(b"".join(piece), f"{path}:{begin}").rstrip("\r\n")
+
+
+class TextEncoder:
+    """Tokenizer plus separators: the tokens of one document are [bos] text [eos]."""
+
+    def __init__(self, path, before, after):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{path}: no such tokenizer file")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the package raises nothing more precise
+            raise DataError(f"{path}: not a tokenizer.json: {error}") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.before, self.after = before, after
+
+    def encode(self, batch):
+        """Units of a list of (number, where, text)."""
+        before = [] if self.before is None else [self.before]
+        after = [] if self.after is None else [self.after]
+        texts = [text for _, _, text in batch]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for (number, where, text), encoding in zip(batch, encodings):
+            tokens = np.array(before + encoding.ids + after, np.int64)
+            yield Unit(number, where, tokens, np.zeros(1, np.int64), len(text.encode("utf-8")))
+
+    def encode_all(self, documents):
+        """Units of an iterator of (number, where, text), a bounded batch at a time."""
+        batch, size = [], 0
+        for document in documents:
+            batch.append(document)
+            size += len(document[2])
+            if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+                yield from self.encode(batch)
+                batch, size = [], 0
+        if batch:
+            yield from self.encode(batch)
+
+
+def special_ids(tokenizer_path, given):
+    """bos, eos and pad ids: from the options (a token's text or a number), else from the
+    tokenizer_config.json beside the tokenizer."""
+    names = {}
+    config = Path(tokenizer_path).with_name("tokenizer_config.json")
+    if config.is_file():
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        for role in ("bos", "eos", "pad"):
+            token = settings.get(f"{role}_token")
+            names[role] = token.get("content") if isinstance(token, dict) else token
+    names.update({role: token for role, token in given.items() if token is not None})
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    ids = {}
+    for role, token in names.items():
+        if token is None:
+            continue
+        number = tokenizer.token_to_id(token)
+        if number is None and token.isdecimal():
+            number = int(token)
+        if number is None:
+            raise DataError(f"{tokenizer_path}: has no token {token!r} (the {role} token)")
+        ids[f"{role}_token_id"] = number
+    return ids
+
+
+def vocabulary_size(tokenizer_path):
+    """One more than the largest id."""
+    return 1 + max(Tokenizer.from_file(str(tokenizer_path)).get_vocab(True).values())
