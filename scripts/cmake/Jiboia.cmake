@@ -46,6 +46,30 @@ function(jiboia_test file)
   set_tests_properties(${folder}/${file} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
 
+# jiboia_pytest(file [LABELS ...] [TIMEOUT seconds]): registers file.py of the current folder with
+# CTest. It runs under JIBOIA_PYTHON, a Python that holds scripts/requirements-test.txt; the test
+# reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR.
+set(JIBOIA_PYTHON "" CACHE FILEPATH "Python for the tests written in it (scripts/test.sh makes one)")
+function(jiboia_pytest file)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  if(NOT JIBOIA_PYTHON)
+    message(STATUS "Left out, since JIBOIA_PYTHON is not set: ${folder}/${file}")
+    return()
+  endif()
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 600)
+  endif()
+  add_test(NAME ${folder}/${file}
+           COMMAND ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
+                   ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
+  set_tests_properties(${folder}/${file} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1")
+endfunction()
+
 # Finds nvcc. Sets JIBOIA_WITH_CUDA.
 function(jiboia_detect_cuda)
   set(found OFF)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs every test that this machine can run, after installing what they need and building with
+# warnings as errors into build-test/. CTest arguments may follow: scripts/test.sh -R checkpoint
+# Left out: label `large` (a file above 4 GiB) and label `bench`; run them with
+#   ctest --test-dir build-test -L large
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/common.sh
+
+scripts/install_dependencies.sh test
+# The distribution's CPU build of torch serves as the reference: PyPI's takes gigabytes.
+python_environment build-test/venv scripts/requirements-test.txt --system-site-packages
+cuda=OFF
+if nvidia-smi >/dev/null 2>&1; then
+  cuda=AUTO
+fi
+cmake --preset ci --log-level=WARNING -DJIBOIA_CUDA="$cuda"
+cmake --build --preset ci
+exec ctest --preset ci --parallel "$(nproc)" "$@"
