@@ -10,6 +10,13 @@ namespace {
 
 using nlohmann::json;
 
+/// A value as messages show it; never dumps what may be large or deep.
+std::string describe(const json& value) {
+  if (value.is_string()) return fmt::format("\"{:.40}\"", value.get_ref<const std::string&>());
+  if (value.is_structured()) return fmt::format("an {}", value.type_name());
+  return value.dump();
+}
+
 /// Receives the parser's events and builds the value, or one member of it after the other.
 class Builder final : public nlohmann::json_sax<json> {
  public:
@@ -63,7 +70,7 @@ class Builder final : public nlohmann::json_sax<json> {
             limits_.nodes);
     if (open_.empty()) {
       require(!streams_members() || value.is_object(), source_.kind,
-              "{}: is {}, expected an object", source_.name, value.type_name());
+              "{}: is {}, expected an object", source_.name, describe(value));
       root_ = std::move(value);
       return &root_;
     }
@@ -137,7 +144,7 @@ json read_json_file(const std::filesystem::path& path, ErrorKind kind, const Jso
 JsonObject::JsonObject(const json& value, JsonSource source)
     : value_(value), source_(std::move(source)) {
   require(value_.is_object(), source_.kind, "{}: is {}, expected an object", source_.name,
-          value_.type_name());
+          describe(value_));
 }
 
 const json* JsonObject::find(std::string_view key) const {
@@ -209,12 +216,7 @@ void JsonObject::fail_at(std::string_view key, std::string_view message) const {
 }
 
 void JsonObject::fail_type(std::string_view key, const json& value, const char* expected) const {
-  // Never dumps what may be large or deep.
-  const std::string got = value.is_string()
-                              ? fmt::format("\"{:.40}\"", value.get_ref<const std::string&>())
-                          : value.is_structured() ? fmt::format("an {}", value.type_name())
-                                                  : value.dump();
-  fail_at(key, fmt::format("is {}, expected {}", got, expected));
+  fail_at(key, fmt::format("is {}, expected {}", describe(value), expected));
 }
 
 }  // namespace jiboia
