@@ -199,12 +199,12 @@ void Tape::backward_segment(Tape& tape, std::size_t payload_offset) {
 }
 
 template <class Payload>
-void Tape::record(void (*backward)(Tape&, std::size_t), const Payload& payload) {
+void Tape::record(void (*walk)(Tape&, std::size_t), const Payload& payload) {
   static_assert(std::is_trivially_copyable_v<Payload>);
   const std::size_t offset = payloads_.size();
   payloads_.resize(offset + sizeof(Payload));
   std::memcpy(payloads_.data() + offset, &payload, sizeof(Payload));
-  records_.push_back({backward, offset});
+  records_.push_back({walk, offset});
 }
 
 template <class Payload>

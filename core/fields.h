@@ -9,7 +9,7 @@ namespace jiboia {
 /// `fields<Tensor>(in)` lets generic code walk an op's inputs without naming them.
 template <class T, class Struct>
 auto fields(Struct& s) {
-  static_assert(std::is_standard_layout_v<Struct> && sizeof(Struct) % sizeof(T) == 0);
+  static_assert(std::is_aggregate_v<Struct> && sizeof(Struct) % sizeof(T) == 0);
   using Element = std::conditional_t<std::is_const_v<Struct>, const T, T>;
   return std::span<Element, sizeof(Struct) / sizeof(T)>(reinterpret_cast<Element*>(&s),
                                                         sizeof(Struct) / sizeof(T));

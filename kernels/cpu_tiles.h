@@ -1,0 +1,54 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "core/exec.h"
+#include "core/op.h"
+#include "kernels/simd.h"
+
+/// How CPU ops cut their work: by shape alone, so that results do not depend on threads.
+namespace jiboia {
+
+constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+
+/// Calls range(begin, end) for consecutive runs of at most `grain` items, in parallel.
+template <class Range>
+void parallel_ranges(CpuExec& cpu, std::int64_t items, std::int64_t grain, Range range) {
+  cpu.parallel_for(ceil_div(items, grain), [&](std::int64_t tile) {
+    range(tile * grain, std::min(items, (tile + 1) * grain));
+  });
+}
+
+/// Writes or adds a value to an element of a gradient.
+template <class T>
+void put(GradMode mode, T& element, T value) {
+  element = mode == GradMode::kAdd ? element + value : value;
+}
+
+/// Writes or adds the first `count` lanes.
+template <class T>
+void put(GradMode mode, T* to, simd::Vec<T> value, std::int64_t count = simd::kLanes<T>) {
+  if (mode == GradMode::kAdd) value += simd::load(to, count);
+  simd::store(value, to, count);
+}
+
+/// Second half of a sum over tiles: grad[i] gets partials[0][i] + partials[1][i] + ..., in that
+/// order. `partials` is (tiles, grad.size()).
+template <class T>
+void sum_partials(CpuExec& cpu, const T* partials, std::int64_t tiles, const Grad& grad) {
+  if (!grad) return;
+  const std::int64_t width = grad.size();
+  T* to = grad.as<T>();
+  parallel_ranges(cpu, width, 1024, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; i += simd::kLanes<T>) {
+      const std::int64_t count = std::min(simd::kLanes<T>, end - i);
+      simd::Vec<T> sum = T(0);
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        sum += simd::load(partials + tile * width + i, count);
+      }
+      put(grad.mode, to + i, sum, count);
+    }
+  });
+}
+
+}  // namespace jiboia

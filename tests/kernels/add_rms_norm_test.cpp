@@ -1,0 +1,56 @@
+#include "kernels/add_rms_norm/add_rms_norm.h"
+
+#include "tests/support/op_check.h"
+
+namespace jiboia::test {
+namespace {
+
+void plain_add_rms_norm(const AddRmsNorm::In<>& in, const AddRmsNorm::Attrs& attrs,
+                        const AddRmsNorm::Out<>& out) {
+  const std::int64_t E = in.residual.columns();
+  for (std::int64_t row = 0; row < in.residual.rows(); ++row) {
+    std::vector<double> x(static_cast<std::size_t>(E));
+    double squares = 0;
+    for (std::int64_t i = 0; i < E; ++i) {
+      auto& value = x[static_cast<std::size_t>(i)];
+      value = in.residual.as<double>()[row * E + i];
+      if (in.update) {
+        value += in.update.as<double>()[row * E + i];
+        out.sum.as<double>()[row * E + i] = value;
+      }
+      squares += value * value;
+    }
+    const double rstd = 1 / std::sqrt(squares / static_cast<double>(E) + attrs.eps);
+    for (std::int64_t i = 0; i < E; ++i) {
+      out.normed.as<double>()[row * E + i] =
+          in.weight.as<double>()[i] * x[static_cast<std::size_t>(i)] * rstd;
+    }
+  }
+}
+
+OpCheck<AddRmsNorm> check_of(const Shape& shape, bool with_update) {
+  OpCheck<AddRmsNorm> check{.inputs = {.residual = {.shape = shape, .low = -2, .high = 2},
+                                       .weight = {.shape = {shape[-1]}, .low = 0.5, .high = 1.5}},
+                            .saved_outputs = {"rstd"},
+                            .reference = plain_add_rms_norm};
+  if (with_update) {
+    check.inputs.update = {.shape = shape, .low = -1, .high = 1};
+  } else {
+    check.inputs.residual.free_dimensions = {0, 1};
+  }
+  return check;
+}
+
+TEST(AddRmsNorm, PassesOpCheck) {
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{2, 3, 5}, Shape{3, 70, 33}, Shape{1, 130, 64}}) {
+    check_op(check_of(shape, true));
+    check_op(check_of(shape, false));
+  }
+}
+
+TEST(AddRmsNorm, PlantedErrorsAreCaught) {
+  check_op(check_of({2, 3, 17}, true), PlantErrors::kYes);
+}
+
+}  // namespace
+}  // namespace jiboia::test
