@@ -28,8 +28,8 @@ INCLUDE = re.compile(r"""^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)""")
 SOURCES = {".h", ".cpp", ".cu", ".cuh"}
 
 
-def offences_in_line(folder, is_header, line):
-    """Yields what is wrong with one line of a file of `folder`."""
+def offences_in_line(folder, source, line):
+    """Yields what is wrong with one line of the file `source` of `folder`."""
     match = INCLUDE.match(line)
     if not match:
         return
@@ -37,12 +37,12 @@ def offences_in_line(folder, is_header, line):
     path = quoted or angled
     if quoted:
         target = quoted.split("/")[0]
-        if "/" not in quoted or ".." in quoted:
+        if ".." in quoted or (source.parent / quoted).exists():
             yield f'"{quoted}" is not written from the repository\'s root'
         elif target in MAY_INCLUDE and target not in MAY_INCLUDE[folder]:
             allowed = ", ".join(sorted(MAY_INCLUDE[folder]))
             yield f'{folder} may not include "{quoted}" (only: {allowed})'
-    if is_header and HIDDEN_LIBRARIES.match(path):
+    if source.suffix == ".h" and HIDDEN_LIBRARIES.match(path):
         yield f"a header may not include <{path}>: keep it in a source file"
 
 
@@ -52,7 +52,7 @@ def offences(root):
     for folder in MAY_INCLUDE:
         for path in sorted(p for p in (root / folder).rglob("*") if p.suffix in SOURCES):
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                for text in offences_in_line(folder, path.suffix == ".h", line):
+                for text in offences_in_line(folder, path, line):
                     found.append(f"{path.relative_to(root)}:{number}: {text}")
     return found
 

@@ -18,11 +18,14 @@ usage() {
 
 build_packages=(
   cmake g++ ninja-build pkg-config
-  libcli11-dev libeigen3-dev libfmt-dev libhdf5-dev libpcre2-dev libxxhash-dev libyaml-cpp-dev
-  nlohmann-json3-dev
+  libcli11-dev libeigen3-dev libfmt-dev libhdf5-dev libpcre2-dev libutf8proc-dev libxxhash-dev
+  libyaml-cpp-dev nlohmann-json3-dev
 )
 data_packages=(ca-certificates python3 python3-venv)
-test_packages=(libgmock-dev libgtest-dev python3-torch)
+test_packages=(libgmock-dev libgtest-dev)
+if grep -qx 'ID=debian' /etc/os-release; then
+  test_packages+=(python3-torch)  # Ubuntu 24.04 has none: scripts/test.sh takes PyTorch's own
+fi
 bench_packages=(libbenchmark-dev)
 lint_packages=(clang-format-14 python3)
 

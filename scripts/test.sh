@@ -8,8 +8,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/common.sh
 
 scripts/install_dependencies.sh test
-# The distribution's CPU build of torch serves as the reference: PyPI's takes gigabytes.
-python_environment build-test/venv scripts/requirements-test.txt --system-site-packages
+# The reference is the distribution's CPU build of torch, where there is one.
+requirements=scripts/requirements-test.txt
+if ! /usr/bin/python3 -c 'import torch' 2>/dev/null; then
+  requirements=scripts/requirements-test-torch.txt
+fi
+python_environment build-test/venv "$requirements" --system-site-packages
 cuda=OFF
 if nvidia-smi >/dev/null 2>&1; then
   cuda=AUTO

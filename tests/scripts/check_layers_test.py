@@ -36,7 +36,7 @@ def test_repository_keeps_the_rule():
         ("train/comm/a.h", "#include <nccl.h>"),
         ("train/comm/a.h", "#include <mpi.h>"),
         ("kernels/a.h", "#include <Eigen/Core>"),
-        ("core/a.cpp", '#include "error.h"'),
+        ("core/a.cpp", '#include "neighbour.h"'),
         ("train/a.cpp", '#include "../core/error.h"'),
     ],
 )
@@ -44,6 +44,7 @@ def test_an_offence_is_found_and_named(tmp_path, path, line):
     source = tmp_path / path
     source.parent.mkdir(parents=True)
     source.write_text(f"// first\n{line}\n")
+    (source.parent / "neighbour.h").touch()
     result = check(tmp_path)
     assert result.returncode == 1
     assert result.stderr.startswith(f"{path}:2: ")
@@ -53,6 +54,7 @@ def test_an_offence_is_found_and_named(tmp_path, path, line):
     "path, line",
     [
         ("core/a.h", '#include "core/error.h"'),
+        ("core/a.cpp", '#include "generated.h"'),
         ("train/a.cpp", '#include "kernels/ops.h"'),
         ("data/a.cpp", "#include <hdf5.h>"),
         ("core/cuda/a.cuh", "#include <cuda_runtime.h>"),
