@@ -43,6 +43,8 @@ struct OpCheck {
       reference{};
   /// |f32 - f64| <= f32_relative * max|f64| + 1e-6 for every output and gradient.
   double f32_relative = 1e-5;
+  /// Elements of each input whose gradient is held against finite differences, spread over it.
+  std::int64_t gradient_samples = 40;
 };
 
 namespace detail {
@@ -332,13 +334,12 @@ class Checker {
 
   void compare_gradients_with_differences(const Run& exact) {
     constexpr double kStep = 1e-5;
-    constexpr std::int64_t kElements = 40;  // checked of each input, spread over it
     CpuExec cpu(1);
     for (std::size_t i = 0; i < input_count(); ++i) {
       if (!has_gradient(i)) continue;
       const TestTensor& gradient = exact.grad_in.tensors[i];
       const std::int64_t size = gradient.size();
-      const std::int64_t stride = std::max<std::int64_t>(1, size / kElements);
+      const std::int64_t stride = std::max<std::int64_t>(1, size / check_.gradient_samples);
       const double scale = gradient.largest();
       for (std::int64_t k = (size - 1) % stride; k < size; k += stride) {
         Values in = exact.in;
