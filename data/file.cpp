@@ -219,4 +219,10 @@ void rename_path(const fs::path& from, const fs::path& to) {
          reason(errno));
 }
 
+bool remove_file(const fs::path& path) {
+  if (::unlink(path.c_str()) == 0) return true;
+  if (errno != ENOENT) fail(ErrorKind::kIo, "cannot remove '{}': {}", path.string(), reason(errno));
+  return false;
+}
+
 }  // namespace jiboia

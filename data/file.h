@@ -107,4 +107,7 @@ void fsync_directory(const std::filesystem::path& folder);
 /// rename(2): replaces a file `to`, or an empty folder `to` by a folder. Errors: Io naming both.
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to);
 
+/// Removes a file; false when there was none. Errors: Io.
+bool remove_file(const std::filesystem::path& path);
+
 }  // namespace jiboia

@@ -1,5 +1,6 @@
 #include "data/json.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -55,10 +56,13 @@ class Builder final : public nlohmann::json_sax<json> {
   }
 
   bool parse_error(std::size_t, const std::string&, const json::exception& error) override {
-    // Without nlohmann's "[json.exception....] ", and short, whatever token it quotes.
-    std::string_view message = error.what();
-    message.remove_prefix(std::min(message.find("] ") + 2, message.size()));
-    fail(source_.kind, "{}: {}", source_.name, message.substr(0, 200));
+    // Without nlohmann's "[json.exception....] ", and fit to print whatever token it quotes.
+    std::string message = error.what();
+    message.erase(0, std::min(message.find("] ") + 2, message.size()));
+    message.resize(std::min<std::size_t>(message.size(), 200));
+    for (char& letter : message)
+      if (letter < ' ' || letter > '~') letter = '?';
+    fail(source_.kind, "{}: {}", source_.name, message);
   }
 
  private:

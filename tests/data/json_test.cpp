@@ -79,7 +79,8 @@ TEST(ParseJson, LimitsNodes) {
   EXPECT_THAT(parse_error(R"({"a": [1, {}, 2]})", limits), HasSubstr("more than 4 values"));
 }
 
-TEST(ParseJson, KeepsMessagesShort) {
+TEST(ParseJson, KeepsMessagesShortAndPrintable) {
+  EXPECT_THAT(parse_error("[\"a\xff"), testing::EndsWith("last read: '\"a?'"));
   EXPECT_LT(parse_error("[\"" + repeated("a", 1'000'000)).size(), 300U);
   const std::string key = "\"" + repeated("a", 1'000'000) + "\":1";
   EXPECT_LT(parse_error("{" + key + "," + key + "}").size(), 300U);
