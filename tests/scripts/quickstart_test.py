@@ -130,9 +130,9 @@ def test_a_known_version_must_match_its_hash(tmp_path):
     deb = make_package(tmp_path, SENTENCE)
     package = {"name": "prosa", "contents": "", "licence": "GPL"}
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-    assert gather_corpus.check_hash(package | {"sha256": {"1.0": digest}}, deb)["version"] == "1.0"
+    assert gather_corpus.check_hash(package | {"sha256": {"1.0": ["0" * 64, digest]}}, deb)["version"] == "1.0"
     with pytest.raises(gather_corpus.CorpusError, match="SHA-256"):
-        gather_corpus.check_hash(package | {"sha256": {"1.0": "0" * 64}}, deb)
+        gather_corpus.check_hash(package | {"sha256": {"1.0": ["0" * 64]}}, deb)
     assert not deb.exists()
 
 
