@@ -54,7 +54,7 @@ function(jiboia_pytest file)
   cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
   get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   if(NOT JIBOIA_PYTHON)
-    message(STATUS "Left out, since JIBOIA_PYTHON is not set: ${folder}/${file}")
+    message(STATUS "Left out, since JIBOIA_PYTHON is not set: ${folder}/${file}.py")
     return()
   endif()
   if(NOT ARG_LABELS)
@@ -63,10 +63,11 @@ function(jiboia_pytest file)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)
   endif()
-  add_test(NAME ${folder}/${file}
+  set(name ${folder}/${file}.py)
+  add_test(NAME ${name}
            COMMAND ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
                    ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
-  set_tests_properties(${folder}/${file} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1")
 endfunction()
 
