@@ -112,7 +112,7 @@ void WeightsFolder::open_index(const fs::path& index) {
     if (!is_plain_file_name(file))
       weight_map.fail_at(member.key(), fmt::format("'{:.80}' is not the name of a file in this "
                                                    "folder",
-                                                   file));
+                                                   file.c_str()));
     file_of[member.key()] = file;
     file_names.insert(file);
   }
