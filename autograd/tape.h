@@ -9,6 +9,7 @@
 
 #include "autograd/differentiable.h"
 #include "autograd/grad_sink.h"
+#include "autograd/recompute.h"
 #include "core/arena.h"
 
 namespace jiboia {
@@ -29,9 +30,6 @@ struct Var : Spec {
 
 /// Whether a tape keeps what a backward pass needs.
 enum class TapeMode : std::uint8_t { kTrain, kEvaluate };
-
-/// Whether a segment keeps its inner values for the backward pass or computes them again there.
-enum class Recompute : std::uint8_t { kNone, kBlock };
 
 /// Records the ops of one micro-step and walks them backwards.
 ///

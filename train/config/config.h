@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "autograd/recompute.h"
 #include "train/config/option.h"
 #include "train/model/model_config.h"
 #include "train/optim/lr_schedule.h"
@@ -22,8 +23,6 @@ enum class Precision { kFp32, kBf16 };
 template <>
 inline constexpr std::array kEnumNames<Precision>{"fp32", "bf16"};
 
-/// What backward computes again instead of keeping.
-enum class Recompute { kNone, kBlock };
 template <>
 inline constexpr std::array kEnumNames<Recompute>{"none", "block"};
 
