@@ -62,7 +62,7 @@ void read_file_entry(const JsonObject& object, ManifestFile& file) {
   file.xxh3 = object.get_string("xxh3");
   if (file.name.empty() || file.name == "." || file.name == ".." ||
       file.name.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos)
-    object.fail_at("name", fmt::format("'{}' is not a plain file name", file.name));
+    object.fail_at("name", fmt::format("not a plain file name: '{}'", file.name));
   if (file.xxh3.size() != 16 ||
       file.xxh3.find_first_not_of("0123456789abcdef") != std::string::npos)
     object.fail_at("xxh3", fmt::format("'{}' is not 16 hexadecimal digits", file.xxh3));
