@@ -54,14 +54,9 @@ std::string found(const YamlNode& node) {
   return node.quoted ? fmt::format("the quoted text {}", display(node.text)) : display(node.text);
 }
 
-/// Why a value that a reader might take for a number or a truth value is refused, if that is so.
+/// How to write a number that is refused for its looks alone.
 std::string hint(const YamlNode& node, const FieldRef& field) {
-  if (node.kind != YamlNode::Kind::kScalar) return "";
-  if (const auto* named = std::get_if<EnumRef>(&field)) {
-    const std::vector<std::string> names(named->names().begin(), named->names().end());
-    const auto index = nearest(node.text, names);
-    return index ? fmt::format(" (did you mean '{}'?)", names[*index]) : "";
-  }
+  if (node.kind != YamlNode::Kind::kScalar || std::holds_alternative<EnumRef>(field)) return "";
   if (node.quoted) return "; write it without quotes";
   if (looks_octal(node.text)) return "; leading zeros could mean octal";
   return "";
@@ -74,6 +69,8 @@ std::string quoted_yaml(std::string_view text) {
     if (c == '"' || c == '\\') {
       quoted += '\\';
       quoted += c;
+    } else if (c == '\n') {
+      quoted += "\\n";
     } else if (byte < 0x20 || byte == 0x7F) {
       quoted += fmt::format("\\x{:02x}", byte);
     } else {
@@ -108,8 +105,8 @@ bool EnumRef::set(std::string_view name) const {
 }
 
 bool Range::contains(double value) const {
-  if (open == Open::kMin ? value <= min : value < min) return false;
-  return open == Open::kMax ? value < max : value <= max;
+  return (open == Open::kMin ? value > min : value >= min) &&
+         (open == Open::kMax ? value < max : value <= max);
 }
 
 std::string Range::text() const {
@@ -192,7 +189,7 @@ std::optional<ConfigProblem> find_range_problem(const std::string& path, const F
           [&](const std::string* value) {
             return presence == Presence::kOptional || !value->empty();
           },
-          [](const auto&) { return true; }},
+          [](const bool*) { return true; }, [](const EnumRef&) { return true; }},
       field);
   if (good) return std::nullopt;
   return ConfigProblem{

@@ -259,6 +259,8 @@ YamlNode read_yaml(std::string_view text, const std::string& source) {
       fail_at({source, std::max(error.mark.line, 0) + 1, std::max(error.mark.column, 0) + 1},
               error.msg);
     }
+  } catch (const Error&) {
+    if (!input.exhausted()) throw;  // otherwise it is about a text that ends where reading stopped
   }
   if (input.exhausted()) {
     fail(ErrorKind::kConfig, "{}: a value that does not end within 32 KiB", source);
