@@ -1,9 +1,10 @@
 #include "data/weights_folder.h"
 
+#include <fnmatch.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <regex>
 #include <set>
 #include <utility>
 
@@ -18,6 +19,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr const char* kShardFiles =
+    "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors";
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -57,13 +60,12 @@ std::vector<Shard> cut_into_shards(const std::vector<TensorInfo>& tensors,
 
 /// Removes weight files that are not among `current`, left by an export of another shape.
 void remove_stale_files(const fs::path& folder, const std::vector<WrittenFile>& current) {
-  static const std::regex kWeightFile(
-      R"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json)");
   std::vector<fs::path> stale;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename();
-    if (std::regex_match(name, kWeightFile) &&
-        std::ranges::find(current, name, &WrittenFile::name) == current.end())
+    const bool holds_weights =
+        name == kSingleFile || name == kIndexFile || ::fnmatch(kShardFiles, name.c_str(), 0) == 0;
+    if (holds_weights && std::ranges::find(current, name, &WrittenFile::name) == current.end())
       stale.push_back(entry.path());
   }
   // The index goes before the shards that it lists.
