@@ -1,0 +1,277 @@
+#include "train/checkpoint/checkpoint_store.h"
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <random>
+#include <regex>
+#include <system_error>
+#include <utility>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "data/file.h"
+#include "train/checkpoint/manifest.h"
+#include "train/checkpoint/model_weights.h"
+#include "train/checkpoint/optimizer_state.h"
+
+namespace jiboia {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// An empty file that marks a folder as one that this program made and may remove. It is the first
+/// file in and the last one out.
+constexpr const char* kMarker = ".jiboia-checkpoint";
+
+std::string name_of(std::int64_t step) { return fmt::format("step_{:08}", step); }
+
+/// The step of a committed checkpoint's name, exactly as name_of() spells it.
+std::optional<std::int64_t> step_of(const std::string& name) {
+  static const std::regex kName(R"(step_(\d{8,18}))");
+  std::smatch match;
+  if (!std::regex_match(name, match, kName)) return std::nullopt;
+  const std::int64_t step = std::stoll(match[1]);
+  return name == name_of(step) ? std::optional(step) : std::nullopt;
+}
+
+std::string new_run_id() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
+
+/// Steps of the committed checkpoints in `folder`, in rising order.
+std::vector<std::int64_t> committed_steps(const fs::path& folder) {
+  std::vector<std::int64_t> steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const auto step = step_of(entry.path().filename());
+    if (step && entry.is_directory()) steps.push_back(*step);
+  }
+  std::ranges::sort(steps);
+  return steps;
+}
+
+void mark(const fs::path& folder) {
+  const fs::path marker = folder / kMarker;
+  if (!std::ofstream(marker, std::ios::app))
+    fail(ErrorKind::kIo, "cannot create '{}'", marker.string());
+  fsync_directory(folder);
+}
+
+/// Removes a folder and what is in it, the marker last, so that what is left after a crash is still
+/// recognised.
+void remove_marked(const fs::path& folder) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.path().filename() != kMarker) fs::remove_all(entry.path());
+  }
+  fs::remove(folder / kMarker);
+  fs::remove(folder);
+}
+
+void remove_unfinished(const fs::path& folder) {
+  static const std::regex kName(R"(step_\d{8,18}\.tmp-.*)");
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (!std::regex_match(entry.path().filename().string(), kName)) continue;
+    if (!entry.is_directory() || entry.is_symlink()) continue;
+    if (!fs::exists(entry.path() / kMarker) && !fs::is_empty(entry.path())) {
+      log::warning("'{}' looks like an unfinished checkpoint, but is not marked as ours; it stays",
+                   entry.path().string());
+      continue;
+    }
+    log::info("removing the unfinished checkpoint '{}'", entry.path().string());
+    remove_marked(entry.path());
+  }
+}
+
+/// A committed checkpoint with its manifest. Errors: Io, Checkpoint; Unsupported when a newer
+/// program wrote it.
+Manifest verify_checkpoint(const fs::path& folder, std::int64_t step) {
+  Manifest manifest = verify_folder(folder);
+  require(manifest.step == step && read_trainer_state(folder).step == step, ErrorKind::kCheckpoint,
+          "'{}' holds step {}", folder.string(), manifest.step);
+  return manifest;
+}
+
+struct Newest {
+  std::optional<std::int64_t> step;  ///< absent when there is no committed checkpoint
+  Manifest manifest;
+  std::set<std::int64_t> damaged_steps;  ///< newer ones
+};
+
+/// The newest undamaged checkpoint in `folder`. Errors: Checkpoint when all are damaged, or when
+/// the newest that is not was written by a newer program.
+Newest find_newest(const fs::path& folder) {
+  Newest newest;
+  std::vector<std::string> reasons;
+  const auto reject = [&](std::int64_t step, const std::exception& error) {
+    log::warning("checkpoint {} is damaged and is not used: {}", name_of(step), error.what());
+    newest.damaged_steps.insert(step);
+    reasons.push_back(fmt::format("{}: {}", name_of(step), error.what()));
+  };
+  const std::vector<std::int64_t> steps = committed_steps(folder);
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    try {
+      newest.manifest = verify_checkpoint(folder / name_of(*step), *step);
+      newest.step = *step;
+      return newest;
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kUnsupported) fail(ErrorKind::kCheckpoint, "{}", error.what());
+      reject(*step, error);
+    } catch (const fs::filesystem_error& error) {
+      reject(*step, error);
+    }
+  }
+  require(reasons.empty(), ErrorKind::kCheckpoint,
+          "all checkpoints in '{}' are damaged; to start from the beginning, move them away:\n  {}",
+          folder.string(), fmt::join(reasons, "\n  "));
+  return newest;
+}
+
+}  // namespace
+
+CheckpointStore::CheckpointStore(const RunFolder& folder, std::int64_t keep)
+    : folder_(folder.checkpoints()), keep_(keep), run_id_(new_run_id()) {
+  remove_unfinished(folder_);
+}
+
+std::vector<std::int64_t> CheckpointStore::steps() const { return committed_steps(folder_); }
+
+fs::path CheckpointStore::path_of(std::int64_t step) const { return folder_ / name_of(step); }
+
+std::optional<CheckpointStore::Resumed> CheckpointStore::resume(const RunInputs& now,
+                                                                DataChange data_change,
+                                                                ParameterStore& parameters) {
+  Newest newest = find_newest(folder_);
+  if (!newest.step) return std::nullopt;
+  Resumed resumed{path_of(*newest.step), read_trainer_state(path_of(*newest.step))};
+  check_inputs(resumed.state.inputs, now, data_change);
+  load_model_weights(resumed.folder, parameters);
+  load_optimizer_state(resumed.folder, parameters, {newest.manifest.run_id, *newest.step});
+  run_id_ = newest.manifest.run_id;
+  newest_good_step_ = *newest.step;
+  damaged_steps_ = std::move(newest.damaged_steps);
+  return resumed;
+}
+
+void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
+                           const ParameterStore& parameters,
+                           const std::vector<CompanionFile>& companions) {
+  if (state.step == newest_good_step_) return;
+  fs::path temporary = path_of(state.step);
+  temporary += ".tmp-" + run_id_;
+  if (fs::exists(temporary / kMarker)) remove_marked(temporary);  // of a save that failed
+  require(fs::create_directory(temporary) || fs::is_empty(temporary), ErrorKind::kIo,
+          "'{}' is in the way", temporary.string());
+  try {
+    mark(temporary);
+    write(temporary, state, config, parameters, companions);
+    commit(temporary, state.step);
+  } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
+    std::error_code ignored;
+    const std::uintmax_t free_bytes = fs::space(folder_, ignored).available;
+    try {
+      remove_marked(temporary);
+    } catch (const fs::filesystem_error&) {  // the next start tries again
+    }
+    const auto* known = dynamic_cast<const Error*>(&error);
+    fail(known ? known->kind() : ErrorKind::kIo,
+         "the checkpoint of step {} could not be saved; it takes {} bytes and {} are free; earlier "
+         "ones are as they were: {}",
+         state.step, bytes(parameters.parameter_count()), free_bytes, error.what());
+  }
+  point_latest_at(path_of(state.step));
+  remove_older_than(state.step);
+}
+
+void CheckpointStore::write(const fs::path& folder, const TrainerState& state,
+                            const ModelConfig& config, const ParameterStore& parameters,
+                            const std::vector<CompanionFile>& companions) const {
+  std::vector<WrittenFile> files = write_model_weights(folder, parameters);
+  std::ranges::move(write_model_description(folder, config, Dtype::kF32, companions),
+                    std::back_inserter(files));
+  files.push_back({TrainerState::kFileName,
+                   write_file_atomically(folder / TrainerState::kFileName, to_text(state))});
+  const Rank rank;
+  files.push_back({optimizer_file_name(rank),
+                   write_optimizer_state(folder, parameters, rank, {run_id_, state.step})});
+
+  Manifest manifest{.run_id = run_id_, .step = state.step};
+  for (const WrittenFile& file : files) manifest.files[file.name] = file.digest;
+  write_file_atomically(folder / Manifest::kFileName, to_text(manifest));
+}
+
+void CheckpointStore::commit(const fs::path& temporary, std::int64_t step) {
+  const fs::path folder = path_of(step);
+  // Only a damaged checkpoint can have the name of one that is yet to come.
+  std::optional<fs::path> retired;
+  if (fs::exists(fs::symlink_status(folder))) retired = retire(folder);
+  rename_path(temporary, folder);
+  fsync_directory(folder_);
+  newest_good_step_ = step;
+  damaged_steps_.erase(step);
+  if (retired) remove_marked(*retired);
+}
+
+void CheckpointStore::point_latest_at(const fs::path& folder) const {
+  const fs::path temporary = folder_ / "latest.tmp";
+  std::error_code error;
+  fs::remove(temporary, error);
+  fs::create_symlink(folder.filename(), temporary, error);
+  if (!error) fs::rename(temporary, folder_ / "latest", error);
+  if (error)
+    log::warning("cannot point '{}' at the new checkpoint: {}", (folder_ / "latest").string(),
+                 error.message());
+}
+
+void CheckpointStore::remove_older_than(std::int64_t step) {
+  if (keep_ == 0) return;
+  std::vector<std::int64_t> excess;
+  std::int64_t kept = 1;  // the new one
+  const std::vector<std::int64_t> all = steps();
+  for (auto older = all.rbegin(); older != all.rend(); ++older) {
+    if (*older >= step) continue;
+    if (kept < keep_ && !damaged_steps_.contains(*older))
+      ++kept;
+    else
+      excess.push_back(*older);
+  }
+  if (excess.empty()) return;
+  try {
+    verify_checkpoint(path_of(step), step);
+  } catch (const Error& error) {
+    newest_good_step_ = -1;
+    fail(ErrorKind::kIo,
+         "what was just saved reads back differently, so older checkpoints stay: {}", error.what());
+  }
+  for (const std::int64_t older : excess) {
+    try {
+      remove_marked(retire(path_of(older)));
+      damaged_steps_.erase(older);
+    } catch (const std::runtime_error& error) {  // the new one is safe: no reason to stop
+      log::warning("cannot remove the old checkpoint {}: {}", name_of(older), error.what());
+    }
+  }
+}
+
+fs::path CheckpointStore::retire(const fs::path& folder) const {
+  fs::path retired = folder;
+  retired += fmt::format(".tmp-{}-retired", run_id_);
+  mark(folder);
+  rename_path(folder, retired);
+  return retired;
+}
+
+fs::path find_model(const fs::path& path) {
+  const bool is_output_dir = fs::is_directory(path / "checkpoints");
+  const fs::path folder = is_output_dir ? path / "checkpoints" : path;
+  if (is_output_dir || (fs::is_directory(folder) && !committed_steps(folder).empty())) {
+    const auto step = find_newest(folder).step;
+    require(step.has_value(), ErrorKind::kCheckpoint, "'{}' has no checkpoint yet",
+            folder.string());
+    return folder / name_of(*step);
+  }
+  if (fs::exists(folder / Manifest::kFileName)) verify_folder(folder);
+  return folder;
+}
+
+}  // namespace jiboia

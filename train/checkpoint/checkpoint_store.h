@@ -1,0 +1,83 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "train/checkpoint/model_folder.h"
+#include "train/checkpoint/run_folder.h"
+#include "train/checkpoint/trainer_state.h"
+#include "train/model/model_config.h"
+#include "train/optim/parameter_store.h"
+
+namespace jiboia {
+
+/// The checkpoints of a run: folders checkpoints/step_00000100, each a complete Hugging Face model
+/// plus trainer_state.json, optimizer_*.safetensors and MANIFEST.json. A folder of that name is
+/// there either whole or not at all, whenever the process or the machine dies:
+///
+///  1. everything is written and synced in step_00000100.tmp-<run id>, the manifest last;
+///  2. that folder is renamed, and its parent synced: now the checkpoint is committed;
+///  3. the symbolic link `latest`, for people, is pointed at it; nothing here reads it;
+///  4. the new folder is read again and compared with its manifest; only then do older ones go,
+///     each renamed to a .tmp- name before its files are removed.
+///
+/// A folder is only ever removed when it holds our marker file.
+class CheckpointStore {
+ public:
+  /// `keep`: number of newest checkpoints that remain, 0 for all. Removes what dead runs left
+  /// unfinished. `folder` must outlive the store. Errors: Io.
+  CheckpointStore(const RunFolder& folder, std::int64_t keep);
+
+  /// Bytes of the tensors in a checkpoint of a model of so many parameters.
+  static std::int64_t bytes(std::int64_t parameter_count) { return parameter_count * 3 * 4; }
+
+  /// Steps with a committed checkpoint, in rising order, whether undamaged or not.
+  std::vector<std::int64_t> steps() const;
+  /// checkpoints/step_00000100
+  std::filesystem::path path_of(std::int64_t step) const;
+  /// A name for the run that all its checkpoints carry and that resume() takes over from them.
+  const std::string& run_id() const { return run_id_; }
+
+  struct Resumed {
+    std::filesystem::path folder;
+    TrainerState state;
+  };
+  /// Fills the store's values and moments from the newest checkpoint that is undamaged, after a
+  /// warning for each newer one that is not. Nothing when there is no committed checkpoint.
+  /// Errors: Checkpoint when all are damaged, listing them with the reasons; when the newest was
+  /// written by a newer program; when it is of another model or other data (see check_inputs()).
+  std::optional<Resumed> resume(const RunInputs& now, DataChange data_change,
+                                ParameterStore& parameters);
+
+  /// Commits a checkpoint and removes those beyond `keep`; does nothing when `state.step` is
+  /// already saved by this process or is where it resumed. Errors: Io, saying what the checkpoint
+  /// takes and what is free; older checkpoints are then as they were.
+  void save(const TrainerState& state, const ModelConfig& config, const ParameterStore& parameters,
+            const std::vector<CompanionFile>& companions);
+
+ private:
+  void write(const std::filesystem::path& folder, const TrainerState& state,
+             const ModelConfig& config, const ParameterStore& parameters,
+             const std::vector<CompanionFile>& companions) const;
+  void commit(const std::filesystem::path& temporary, std::int64_t step);
+  void point_latest_at(const std::filesystem::path& folder) const;
+  void remove_older_than(std::int64_t step);
+  /// Renames a committed folder so that it does not count any more; returns its new path.
+  std::filesystem::path retire(const std::filesystem::path& folder) const;
+
+  std::filesystem::path folder_;
+  std::int64_t keep_;
+  std::string run_id_;
+  std::int64_t newest_good_step_ = -1;
+  std::set<std::int64_t> damaged_steps_;  ///< rejected by resume()
+};
+
+/// The model folder that a user means by `path`: the newest undamaged checkpoint when it is a run's
+/// output_dir or its checkpoints folder; else `path` itself, verified if it is a checkpoint.
+/// Errors: Checkpoint.
+std::filesystem::path find_model(const std::filesystem::path& path);
+
+}  // namespace jiboia
