@@ -76,7 +76,7 @@ TEST(Program, PrintsHelpAndVersionToStdout) {
   }
   EXPECT_THAT(version_text("snake"),
               testing::MatchesRegex("snake \\(Jiboia\\) [0-9.]+\ncommit ([0-9a-f]{12}(-modified)?|"
-                                    "unknown)\ncompiler .+ [0-9.]+.*\nCUDA (yes|no)\n"));
+                                    "unknown)\ncompiler .+ [0-9.]+.*\nCUDA (yes|no)"));
 }
 
 TEST(Program, RefusesABadCommandLine) {

@@ -23,7 +23,7 @@ const Version& version() {
 
 std::string version_text(const std::string& program) {
   const Version& built = version();
-  return fmt::format("{} (Jiboia) {}\ncommit {}\ncompiler {}\nCUDA {}\n", program, built.number,
+  return fmt::format("{} (Jiboia) {}\ncommit {}\ncompiler {}\nCUDA {}", program, built.number,
                      built.commit, built.compiler, built.cuda ? "yes" : "no");
 }
 

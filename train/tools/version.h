@@ -12,7 +12,7 @@ struct Version {
 };
 const Version& version();
 
-/// The lines of `--version`.
+/// What `--version` prints, without the last line's end.
 std::string version_text(const std::string& program);
 
 }  // namespace jiboia
