@@ -12,4 +12,5 @@ if nvidia-smi >/dev/null 2>&1; then
 fi
 cmake --preset release --log-level=WARNING -DJIBOIA_CUDA="$cuda" "$@"
 cmake --build --preset release
-echo "Programs: $(cd build/bin && echo *) in build/bin/"
+programs=$(ls build/bin)
+echo "In build/bin/: ${programs//$'\n'/ }"

@@ -14,7 +14,7 @@ python_environment() {
   local folder=$1 requirements=$2
   shift 2
   local wanted
-  wanted="$(/usr/bin/python3 --version) $requirements $* $(cat scripts/requirements-*.txt | sha256sum)"
+  wanted="$(/usr/bin/python3 --version) $* $(sha256sum <"$requirements")"
   if [ "$(cat "$folder/made-for" 2>/dev/null)" = "$wanted" ]; then
     return
   fi

@@ -24,7 +24,7 @@ build_packages=(
 data_packages=(ca-certificates python3 python3-venv)
 test_packages=(libgmock-dev libgtest-dev)
 if grep -qx 'ID=debian' /etc/os-release; then
-  test_packages+=(python3-torch)  # Ubuntu 24.04 has none: scripts/test.sh takes PyTorch's own
+  test_packages+=(python3-torch)  # Ubuntu 24.04 has none: see scripts/test.sh
 fi
 bench_packages=(libbenchmark-dev)
 lint_packages=(clang-format-14 python3)
