@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/exec.h"
 #include "core/op.h"
@@ -18,6 +19,17 @@ void parallel_ranges(CpuExec& cpu, std::int64_t items, std::int64_t grain, Range
     range(tile * grain, std::min(items, (tile + 1) * grain));
   });
 }
+
+/// The rows of a tensor, which may be a slice of columns: rows[i] is the start of row i.
+template <class T>
+struct Rows {
+  explicit Rows(const Tensor& tensor)
+      : data(tensor ? tensor.as<std::remove_const_t<T>>() : nullptr), stride(tensor.row_stride) {}
+  T* operator[](std::int64_t row) const { return data + row * stride; }
+
+  T* data;  ///< null when the tensor is absent
+  std::int64_t stride;
+};
 
 /// Writes or adds a value to an element of a gradient.
 template <class T>

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <experimental/simd>
 #include <limits>
+#include <utility>
 
 /// Vectors of the CPU backend: as wide as the machine that the code is compiled for, so a file that
 /// includes this header may give other last bits on another kind of CPU, never on the same kind.
@@ -41,9 +42,9 @@ void store(const Vec<T>& value, T* to, std::int64_t count) {
     to[lane] = value[static_cast<std::size_t>(lane)];
 }
 
-/// e^x of every lane, f32: within 2 units in the last place, 0 below -87.3 (no denormals), infinity
-/// above 88.72, NaN for NaN.
-/// Method: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial of degree 6 in r, times 2^n.
+/// e^x of every lane, f32: within 2 units in the last place; 0 where the result would be denormal
+/// (x < -87.336), infinity above 88.7228, NaN for NaN.
+/// Method: x = n ln 2 + r with |r| <= ln(2)/2, a minimax polynomial of degree 6, times 2^n.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
   using I = stdx::rebind_simd_t<std::int32_t, V>;
@@ -51,17 +52,17 @@ inline Vec<float> exp(Vec<float> x) {
   const V shifted = x * 1.44269504088896341f + 12582912.0f;
   const V n = shifted - 12582912.0f;
   const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  V p = 1.3888889e-3f;
-  p = p * r + 8.3333333e-3f;
-  p = p * r + 4.1666668e-2f;
-  p = p * r + 1.6666667e-1f;
-  p = p * r + 0.5f;
+  V p = 1.381454e-3f;
+  p = p * r + 8.368745e-3f;
+  p = p * r + 4.166839e-2f;
+  p = p * r + 0.16666521f;
+  p = p * r + 0.49999994f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const I exponent = std::bit_cast<I>(shifted) << 23;
   V result = std::bit_cast<V>(std::bit_cast<I>(p) + exponent);
-  stdx::where(x < -87.3f, result) = 0.0f;
-  stdx::where(x > 88.0f, result) = std::numeric_limits<float>::infinity();
+  stdx::where(x < -87.33654f, result) = 0.0f;
+  stdx::where(x > 88.72283f, result) = std::numeric_limits<float>::infinity();
   stdx::where(x != x, result) = x;
   return result;
 }
@@ -69,6 +70,92 @@ inline Vec<float> exp(Vec<float> x) {
 /// e^x of every lane, f64, by the C library: f64 is for checking, not for speed.
 inline Vec<double> exp(Vec<double> x) {
   return Vec<double>([&](auto lane) { return std::exp(x[lane]); });
+}
+
+/// 2^x of every lane for x <= 0, f32: within 2.5 units in the last place, or 2^-126 where that is
+/// more; 0 below -127 and for -infinity, NaN for NaN. Meaningless for x > 0.
+/// Method: a minimax polynomial of degree 5 that is exact at 0, so that 1 - 2^x is good as well.
+inline Vec<float> exp2_nonpositive(Vec<float> x) {
+  using V = Vec<float>;
+  using I = stdx::rebind_simd_t<std::int32_t, V>;
+  x = stdx::max(V(-127.0f), x);  // in this order, which keeps NaN
+  // As in exp(), but the integer comes out as n + 127: the exponent bits of 2^n, none for n = -127.
+  const V shifted = x + (12582912.0f + 127.0f);
+  const V r = x - (shifted - (12582912.0f + 127.0f));
+  V p = 1.3264727e-3f;
+  p = p * r + 9.671513e-3f;
+  p = p * r + 5.5507336e-2f;
+  p = p * r + 0.24022242f;
+  p = p * r + 0.693147f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<V>(std::bit_cast<I>(shifted) << 23);
+}
+inline Vec<double> exp2_nonpositive(Vec<double> x) {
+  return Vec<double>([&](auto lane) { return std::exp2(x[lane]); });
+}
+
+/// 1 / (1 + e^-x) of every lane.
+template <class T>
+Vec<T> sigmoid(Vec<T> x) {
+  return T(1) / (T(1) + exp(-x));
+}
+
+/// log(1 + e^x) of every lane, f32, good to the last digits for every x whose result is normal.
+/// Method: max(x, 0) + log1p(e) with e = e^-|x| <= 1, and log1p(e) = 2 atanh(e / (2 + e)).
+inline Vec<float> softplus(Vec<float> x) {
+  using V = Vec<float>;
+  const V e = exp(-stdx::abs(x));
+  const V s = e / (2.0f + e);
+  const V z = s * s;
+  V p = 0.14005993f;
+  p = p * z + 0.14000903f;
+  p = p * z + 0.20010763f;
+  p = p * z + 0.3333321f;
+  p = p * z + 1.0f;
+  return 2.0f * s * p + stdx::max(x, V(0.0f));
+}
+inline Vec<double> softplus(Vec<double> x) {
+  return Vec<double>([&](auto lane) {
+    const double q = x[lane];
+    return q <= 20 ? std::log1p(std::exp(q)) : q;
+  });
+}
+
+namespace detail {
+/// One step of sums_of_rows(): each run of `kRun` lanes of `a` and of `b` is folded to its half.
+/// The halves that came from `a` and from `b` take turns.
+template <std::size_t kRun, class T, std::size_t... kLane>
+Vec<T> fold(Vec<T> a, Vec<T> b, std::index_sequence<kLane...>) {
+  constexpr std::size_t kHalf = kRun / 2, kWidth = sizeof...(kLane);
+  constexpr auto source = [](std::size_t lane) {
+    const std::size_t half = lane / kHalf;
+    return half % 2 * kWidth + half / 2 * kRun + lane % kHalf;
+  };
+  using Raw [[gnu::vector_size(sizeof(Vec<T>))]] = T;
+  const Raw x = std::bit_cast<Raw>(a), y = std::bit_cast<Raw>(b);
+  return std::bit_cast<Vec<T>>(__builtin_shufflevector(x, y, source(kLane)...) +
+                               __builtin_shufflevector(x, y, (source(kLane) + kHalf)...));
+}
+
+template <std::size_t kRun, class T>
+void fold_rows(Vec<T>* rows) {
+  if constexpr (kRun > 1) {
+    for (std::size_t i = 0; i < kRun / 2; ++i) {
+      rows[i] =
+          fold<kRun, T>(rows[i], rows[i + kRun / 2], std::make_index_sequence<Vec<T>::size()>());
+    }
+    fold_rows<kRun / 2, T>(rows);
+  }
+}
+}  // namespace detail
+
+/// Lane i of the result is the sum of the lanes of `rows`[i], for kLanes<T> consecutive vectors.
+template <class T>
+Vec<T> sums_of_rows(const T* rows) {
+  Vec<T> vectors[Vec<T>::size()];
+  for (std::int64_t i = 0; i < kLanes<T>; ++i) vectors[i] = load(rows + i * kLanes<T>);
+  detail::fold_rows<Vec<T>::size(), T>(vectors);
+  return vectors[0];
 }
 
 }  // namespace jiboia::simd

@@ -1,0 +1,72 @@
+#pragma once
+#include "core/op.h"
+
+namespace jiboia {
+
+/// Whether a scan hands back the state behind its last step.
+enum class FinalState : std::uint8_t { kDiscard, kReturn };
+
+/// The selective state space recurrence of Mamba-1 with its step size, skip and gate:
+///   delta = softplus(dt + dt_bias),  decay_t = exp(-exp(a_log) * delta_t),
+///   h_t = decay_t * h_(t-1) + delta_t * b_t * u_t,
+///   y_t = (sum over states of c_t * h_t + d_skip * u_t) * silu(z_t).
+/// Shapes: u, dt, z, y (B, L, D); b, c (B, L, N); a_log (D, N); d_skip, dt_bias (D). The rows of u,
+/// dt, z, b, c may be slices of columns.
+/// document_start (B, L), i32, optional: the index within the row of the first token of the
+/// document that the token belongs to. Where it is the token's own index, the decay is zero.
+/// initial_state (B, N, D), optional: the state before the first step, 0 otherwise. It is a
+/// constant: no gradient reaches it.
+/// final_state (B, N, D): the state behind the last step, absent unless attrs ask for it.
+/// Saves states (B, ceil(L / kChunk), N, D): the state before each chunk. Backward computes the
+/// others again, chunk by chunk.
+/// Gradients, with g the gradient of y, dy = g * silu(z) and A = -exp(a_log):
+///   gamma_t = decay_(t+1) * gamma_(t+1) + dy_t * c_t     (the gradient of h_t)
+///   grad_b_t = sum over channels of gamma_t * delta_t * u_t,
+///   grad_c_t = sum over channels of dy_t * h_t,
+///   grad_u_t = d_skip * dy_t + delta_t * sum over states of gamma_t * b_t,
+///   grad_delta_t = sum over states of gamma_t * (b_t * u_t + A * decay_t * h_(t-1)),
+///   grad_dt_t = grad_delta_t * sigmoid(dt_t + dt_bias),  grad_dt_bias = its sum over B and L,
+///   grad_a_log = A * sum over B and L of gamma_t * delta_t * decay_t * h_(t-1),
+///   grad_d_skip = sum over B and L of dy_t * u_t,
+///   grad_z_t = g_t * (y_t before the gate) * silu'(z_t).
+/// Errors: infer() throws InvalidArgument when shapes or dtypes disagree or L, D or N is 0.
+/// Source: Gu & Dao 2023, arXiv:2312.00752, algorithm 2 (b discretised by Euler's rule).
+struct SelectiveScan {
+  static constexpr const char* kName = "selective_scan";
+  static constexpr const char* kInputs[] = {
+      "u", "dt", "a_log", "b", "c", "d_skip", "z", "dt_bias", "document_start", "initial_state"};
+  static constexpr const char* kOutputs[] = {"y", "states", "final_state"};
+  template <class T = Tensor>
+  struct In {
+    T u, dt, a_log, b, c, d_skip, z, dt_bias, document_start, initial_state;
+  };
+  template <class T = Tensor>
+  struct Out {
+    T y, states, final_state;
+  };
+  struct Attrs {
+    FinalState final_state = FinalState::kDiscard;
+  };
+  static constexpr In<bool> kBackwardReadsInputs{.u = true,
+                                                 .dt = true,
+                                                 .a_log = true,
+                                                 .b = true,
+                                                 .c = true,
+                                                 .d_skip = true,
+                                                 .z = true,
+                                                 .dt_bias = true,
+                                                 .document_start = true,
+                                                 .initial_state = false};
+  static constexpr Out<bool> kBackwardReadsOutputs{
+      .y = false, .states = true, .final_state = false};
+
+  /// Steps between two saved states.
+  static constexpr std::int64_t kChunk = 16;
+
+  static Out<Spec> infer(const In<Spec>& in, const Attrs& attrs);
+  static void forward(CpuExec& cpu, const ForwardArgs<SelectiveScan>& args);
+  static void backward(CpuExec& cpu, const BackwardArgs<SelectiveScan>& args);
+  static std::int64_t scratch_bytes(const CpuExec&, Pass pass, const In<Spec>& in, const Attrs&);
+};
+
+}  // namespace jiboia
