@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Converts a model's pytorch_model.bin, or its shards, to model.safetensors.
+
+usage: convert_bin.py INPUT [OUTPUT]
+
+INPUT   a .bin file, or a folder with pytorch_model.bin or pytorch_model.bin.index.json
+OUTPUT  the file to write (default: model.safetensors beside the input)
+
+The file is loaded without running any code in it (torch.load(weights_only=True)). Of tensors that
+share their memory, as a head tied to its embedding does, the first one is kept. Needs torch and
+safetensors.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def fail(message):
+    sys.exit(f"convert_bin.py: {message}")
+
+
+def find_files(source):
+    """The .bin files that INPUT stands for."""
+    if source.is_file():
+        return [source]
+    single, index = source / "pytorch_model.bin", source / "pytorch_model.bin.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        fail(f"'{source}' has neither {single.name} nor {index.name}")
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name:
+            fail(f"'{index}' names '{name}', which is not a file of this folder")
+    return [source / name for name in names]
+
+
+def load_tensors(files):
+    """All tensors of the files by name, contiguous, none sharing memory with another."""
+    import torch
+
+    tensors, owners = {}, {}
+    for file in files:
+        for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
+            if not isinstance(tensor, torch.Tensor):
+                fail(f"'{file}': '{name}' is not a tensor; is this a training state?")
+            if name in tensors:
+                fail(f"'{file}': '{name}' is also in another shard")
+            view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if tensor.numel() > 0 and view in owners:
+                print(f"left out: {name}, the same tensor as {owners[view]}")
+                continue
+            owners[view] = name
+            tensors[name] = tensor
+    for name in tensors:  # one by one, so that each original is freed before the next copy
+        tensors[name] = tensors[name].contiguous().clone()
+    return tensors
+
+
+def main():
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__.strip())
+        return
+    if len(arguments) not in (1, 2):
+        fail("expected INPUT [OUTPUT]; see --help")
+    from safetensors.torch import save_file
+
+    files = find_files(Path(arguments[0]))
+    output = Path(arguments[1]) if len(arguments) == 2 else files[0].parent / "model.safetensors"
+    tensors = load_tensors(files)
+    temporary = output.with_name(output.name + ".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, output)
+    print(f"wrote {len(tensors)} tensors to {output}")
+
+
+if __name__ == "__main__":
+    main()
