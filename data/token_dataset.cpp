@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "data/token_shard.h"
+#include "data/shard_check.h"
 
 namespace jiboia {
 namespace {
@@ -19,35 +19,6 @@ struct LoadedShard {
   TokenShard file;
   std::vector<std::int64_t> document_starts;
 };
-
-/// What the manifest says of a shard is what the shard says of itself.
-void check_against_manifest(const ShardManifest& manifest, const ManifestShard& entry,
-                            const TokenShard& shard) {
-  const std::string path = shard.path().string();
-  require(shard.row_length() == manifest.row_length, ErrorKind::kData,
-          "{}: rows of {} tokens, manifest.json says {} (0: a stream)", path, shard.row_length(),
-          manifest.row_length);
-  require(shard.tokens() == entry.tokens, ErrorKind::kData, "{}: {} tokens, manifest.json says {}",
-          path, shard.tokens(), entry.tokens);
-  require(shard.documents() == entry.documents, ErrorKind::kData,
-          "{}: {} document starts, manifest.json says {} (-1: none listed)", path,
-          shard.documents().value_or(-1), entry.documents.value_or(-1));
-  const std::pair<const char*, std::optional<std::int64_t>> attributes[] = {
-      {"format_version", 1},
-      {"vocab_size", manifest.vocab_size},
-      {"tokens", entry.tokens},
-      {"source_bytes", entry.source_bytes},
-      {"bos_token_id", manifest.bos_token_id},
-      {"eos_token_id", manifest.eos_token_id},
-      {"pad_token_id", manifest.pad_token_id},
-  };
-  for (const auto& [name, expected] : attributes) {
-    const auto found = shard.attribute(name);
-    require(!found || found == expected, ErrorKind::kData,
-            "{}: attribute `{}` is {}, manifest.json says {} (-1: nothing)", path, name,
-            found.value_or(-1), expected.value_or(-1));
-  }
-}
 
 /// Fills positions with the row's position at which their document began. `starts` are offsets in
 /// the shard; the part of the row that lies in it begins at its token `first`, the row's `column`.
@@ -78,9 +49,7 @@ class TokenDataset::ShardPool {
     recent_.remove(index);
     recent_.push_front(index);
     if (!shards_[index]) {
-      const ManifestShard& entry = manifest.shards[index];
-      TokenShard shard(manifest.path_of(entry));
-      check_against_manifest(manifest, entry, shard);
+      TokenShard shard = open_shard(manifest, index);
       std::vector<std::int64_t> starts;
       if (document_starts_ == DocumentStarts::kRead) starts = shard.read_document_starts();
       shards_[index] =
@@ -203,7 +172,7 @@ void TokenDataset::read_row(std::int64_t index, const RowView& row) const {
     const std::span part(tokens.data() + column, static_cast<std::size_t>(count));
     const auto loaded = pool_->get(manifest_, shard);
     loaded->file.read_tokens(first, part);
-    check_tokens(shard, first, part);
+    check_tokens(manifest_, shard, first, part);
     if (has_document_starts())
       fill_document_starts(loaded->document_starts, first, column, count, row.document_start);
     column += count;
@@ -213,21 +182,6 @@ void TokenDataset::read_row(std::int64_t index, const RowView& row) const {
   std::transform(tokens.begin(), tokens.begin() + seq_len, row.tokens.begin(), narrow);
   std::transform(tokens.begin() + 1, tokens.end(), row.targets.begin(), narrow);
   if (length == seq_len) row.targets.back() = kIgnoredTarget;
-}
-
-void TokenDataset::check_tokens(std::size_t shard, std::int64_t first,
-                                std::span<const std::int64_t> tokens) const {
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), [&](std::int64_t token) {
-    return token < 0 || token >= manifest_.vocab_size;
-  });
-  if (bad == tokens.end()) return;
-  const std::int64_t offset = first + (bad - tokens.begin());
-  const std::int64_t width = manifest_.row_length;
-  const std::string place = width > 0
-                                ? fmt::format("row {}, column {}", offset / width, offset % width)
-                                : fmt::format("position {}", offset);
-  fail(ErrorKind::kData, "{}: {}: token {} is outside the vocabulary of {}",
-       manifest_.path_of(manifest_.shards[shard]).string(), place, *bad, manifest_.vocab_size);
 }
 
 }  // namespace jiboia

@@ -66,8 +66,6 @@ class TokenDataset {
   TokenDataset(ShardManifest manifest, const Options& options);
   void check_vocabulary() const;
   void cut_rows();
-  void check_tokens(std::size_t shard, std::int64_t first,
-                    std::span<const std::int64_t> tokens) const;
 
   ShardManifest manifest_;
   Options options_;

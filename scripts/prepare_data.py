@@ -17,20 +17,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from jiboia_data.errors import DataError, PrepareError, UsageError  # noqa: E402
-from jiboia_data.shards import FolderSpec, MANIFEST, ShardFolder, hash_file, write_manifest  # noqa: E402
+from jiboia_data.shards import (
+    FolderSpec,
+    MANIFEST,
+    ShardFolder,
+    hash_file,
+    write_manifest,
+)  # noqa: E402
 
 DISK_EXIT_CODE = 7
 
 
 def add_common_options(command):
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="files, or folders to look in")
-    command.add_argument("--output", "-o", required=True, type=Path, metavar="DIR", help="folder to write")
+    command.add_argument(
+        "--output", "-o", required=True, type=Path, metavar="DIR", help="folder to write"
+    )
     command.add_argument(
         "--shard-tokens",
         type=int,
         default=1 << 27,
         metavar="N",
-        help="tokens of one shard file (default: %(default)s, 256 MiB of uint16)",
+        help="tokens of one shard file, which is held in memory until it is full (default: "
+        "%(default)s, 256 MiB of uint16)",
     )
     command.add_argument(
         "--compression",
@@ -43,7 +52,9 @@ def add_common_options(command):
 
 
 def add_row_options(command):
-    command.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids are below this")
+    command.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="ids are below this"
+    )
     command.add_argument("--bos-token-id", type=int, metavar="ID", help="recorded in the manifest")
     command.add_argument("--eos-token-id", type=int, metavar="ID", help="recorded in the manifest")
     command.add_argument("--pad-token-id", type=int, metavar="ID", help="recorded in the manifest")
@@ -65,26 +76,35 @@ def add_row_options(command):
 
 def make_parser():
     parser = argparse.ArgumentParser(
-        prog="prepare_data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="prepare_data.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="text|parquet|openlm|manifest")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="text|parquet|openlm|manifest"
+    )
 
     text = commands.add_parser(
         "text",
         help="text files or JSON lines, tokenized with any tokenizer.json",
-        description="Reads *.txt and *.jsonl (also .gz), UTF-8, tokenizes every document, separates "
-        "documents, and writes a stream (or rows, with --row-length). Documents without text are left "
-        "out. With --validation-fraction the output gets two folders, train and validation.",
+        description="Reads *.txt and *.jsonl (also .gz), UTF-8, tokenizes every document, "
+        "separates documents, and writes a stream (or rows, with --row-length). Documents without "
+        "text are left out. With --validation-fraction the output gets two folders, train and "
+        "validation.",
     )
     add_common_options(text)
-    text.add_argument("--tokenizer", required=True, type=Path, metavar="FILE", help="a tokenizer.json")
-    text.add_argument("--field", default="text", help="the JSON field with the text (default: text)")
+    text.add_argument(
+        "--tokenizer", required=True, type=Path, metavar="FILE", help="a tokenizer.json"
+    )
+    text.add_argument(
+        "--field", default="text", help="the JSON field with the text (default: text)"
+    )
     text.add_argument(
         "--documents",
         choices=("file", "paragraph", "line"),
         default="file",
-        help="what one document of a *.txt file is: the file, the lines up to an empty one, or a line "
-        "(default: file; it is held in memory whole)",
+        help="what one document of a *.txt file is: the file, the lines up to an empty one, or a "
+        "line (default: file; it is held in memory whole)",
     )
     text.add_argument(
         "--separator",
@@ -96,14 +116,15 @@ def make_parser():
         text.add_argument(
             f"--{role}-token",
             metavar="TOKEN",
-            help=f"the {role} token, as text or id (default: from tokenizer_config.json beside the tokenizer)",
+            help=f"the {role} token, as text or id (default: from tokenizer_config.json beside the "
+            "tokenizer)",
         )
     text.add_argument(
         "--row-length",
         type=int,
         metavar="N",
-        help="write rows of N tokens (seq_len, or seq_len + 1) instead of a stream; a last part of a "
-        "row is dropped",
+        help="write rows of N tokens (seq_len, or seq_len + 1) instead of a stream; a last part of "
+        "a row is dropped",
     )
     text.add_argument(
         "--validation-fraction",
@@ -118,35 +139,43 @@ def make_parser():
         "parquet",
         help="Parquet files with a column of ids",
         description="Reads *.parquet with a list column of ids, all rows equally long, for example "
-        "Pt-Corpus-Instruct-tokenized-large. Where columns attention_mask and labels exist, the mask "
-        "must be all ones and the labels equal to the ids; both are then dropped.",
+        "Pt-Corpus-Instruct-tokenized-large. Where columns attention_mask and labels exist, the "
+        "mask must be all ones and the labels equal to the ids; both are then dropped.",
     )
     add_common_options(parquet)
     add_row_options(parquet)
-    parquet.add_argument("--column", default="input_ids", help="the column of ids (default: input_ids)")
+    parquet.add_argument(
+        "--column", default="input_ids", help="the column of ids (default: input_ids)"
+    )
 
     openlm = commands.add_parser(
         "openlm",
         help="open_lm's webdataset tars of JSON lists",
         description="Reads *.tar whose members are JSON lists of ids (*.json.gz or *.json). A "
-        "manifest.jsonl, given or found in a folder, sets the order of the tars and their counts are "
-        "checked. Negative ids are taken modulo the vocabulary size; shorter rows are left out and "
-        "counted; both as open_lm does.",
+        "manifest.jsonl, given or found in a folder, sets the order of the tars and their counts "
+        "are checked. Negative ids are taken modulo the vocabulary size; shorter rows are left out "
+        "and counted; both as open_lm does.",
     )
     add_common_options(openlm)
     add_row_options(openlm)
     openlm.add_argument(
-        "--row-length", type=int, default=2049, metavar="N", help="tokens of a row (default: %(default)s)"
+        "--row-length",
+        type=int,
+        default=2049,
+        metavar="N",
+        help="tokens of a row (default: %(default)s)",
     )
 
     manifest = commands.add_parser(
         "manifest",
         help="describe HDF5 shards that another program wrote",
-        description="Writes manifest.json for a folder of *.h5 files, in the order of their names, each "
-        "with a dataset `tokens` (and `document_starts` in all or none).",
+        description="Writes manifest.json for a folder of *.h5 files, in the order of their names, "
+        "each with a dataset `tokens` (and `document_starts` in all or none).",
     )
     manifest.add_argument("folder", type=Path, metavar="DIR")
-    manifest.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids are below this")
+    manifest.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="ids are below this"
+    )
     return parser
 
 
@@ -156,7 +185,9 @@ def tokenizer_files(tokenizer):
     if not tokenizer.is_file():
         raise DataError(f"{tokenizer}: no such tokenizer file")
     if tokenizer.name != "tokenizer.json":
-        raise UsageError(f"{tokenizer}: the file must be named tokenizer.json, as checkpoints carry it")
+        raise UsageError(
+            f"{tokenizer}: the file must be named tokenizer.json, as checkpoints carry it"
+        )
     config = tokenizer.with_name("tokenizer_config.json")
     return (tokenizer, config) if config.is_file() else (tokenizer,)
 
@@ -189,7 +220,7 @@ def prepare_text(options):
     check_positive(options, "shard_tokens", "row_length")
     if not 0 <= options.validation_fraction < 1:
         raise UsageError(
-            f"--validation-fraction is {options.validation_fraction}, expected 0 or more and below 1"
+            f"--validation-fraction is {options.validation_fraction}, expected 0 to below 1"
         )
     copies = tokenizer_files(options.tokenizer)
     files = text.find_files(options.inputs, text.SUFFIXES)
@@ -267,7 +298,8 @@ def row_spec(options, row_length, files, **facts):
         if value is not None:
             if not 0 <= value < options.vocab_size:
                 raise UsageError(
-                    f"--{name.replace('_', '-')} {value} is outside the vocabulary of {options.vocab_size}"
+                    f"--{name.replace('_', '-')} {value} is outside the vocabulary of "
+                    f"{options.vocab_size}"
                 )
             special_ids[name] = value
     rule = options.document_starts
@@ -317,7 +349,9 @@ def prepare_parquet(options):
     folder = ShardFolder(
         options.output, row_spec(options, row_length, files, column=options.column)
     )
-    write_rows(folder, rows.parquet_rows(files, options.column, row_length, folder.next_unit), options)
+    write_rows(
+        folder, rows.parquet_rows(files, options.column, row_length, folder.next_unit), options
+    )
 
 
 def prepare_openlm(options):
@@ -328,7 +362,7 @@ def prepare_openlm(options):
     folder = ShardFolder(options.output, row_spec(options, options.row_length, source.files))
     write_rows(folder, source.read(folder.next_unit), options)
     if source.too_short:
-        print(f"{source.too_short:,} rows had fewer than {options.row_length} tokens and were left out")
+        print(f"{source.too_short:,} rows had fewer than {options.row_length} tokens; left out")
 
 
 def prepare_manifest(options):
@@ -345,7 +379,9 @@ def prepare_manifest(options):
     for path in shards:
         with h5py.File(path, "r") as file:
             if "tokens" not in file:
-                raise DataError(f"{path}: no dataset `tokens`; there are: {', '.join(file) or 'none'}")
+                raise DataError(
+                    f"{path}: no dataset `tokens`; there are: {', '.join(file) or 'none'}"
+                )
             tokens = file["tokens"]
             if not isinstance(tokens, h5py.Dataset) or tokens.ndim not in (1, 2):
                 raise DataError(f"{path}: `tokens` is not a dataset of rank 1 or 2")

@@ -27,20 +27,33 @@ def document_starts(tokens, rule, special_ids):
     return NO_STARTS
 
 
+def open_parquet(path, column):
+    try:
+        parquet = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet: {error}") from error
+    names = parquet.schema_arrow.names
+    if column not in names:
+        raise DataError(f"{path}: no column {column}; there are {', '.join(names)}")
+    return parquet
+
+
+def check_is_integer_list(path, name, kind):
+    lists = pyarrow.types
+    is_list = lists.is_list(kind) or lists.is_large_list(kind) or lists.is_fixed_size_list(kind)
+    if not is_list or not lists.is_integer(kind.value_type):
+        raise DataError(f"{path}: column {name} is {kind}, expected a list of integers")
+
+
 def parquet_row_length(files, column):
     """Length of the first row."""
     for path in files:
-        for batch in open_parquet(path).iter_batches(1, columns=[column]):
+        parquet = open_parquet(path, column)
+        check_is_integer_list(path, column, parquet.schema_arrow.field(column).type)
+        for batch in parquet.iter_batches(1, columns=[column]):
             if len(batch):
-                return len(batch.column(0)[0])
+                return batch.column(column).value_lengths()[0].as_py() or 0
     raise DataError(f"{files[0]}: no rows in the Parquet files")
-
-
-def open_parquet(path):
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}") from error
 
 
 def parquet_rows(files, column, row_length, first):
@@ -48,10 +61,8 @@ def parquet_rows(files, column, row_length, first):
     attention_mask must be all ones and labels equal to the ids: then they carry nothing."""
     number = 0
     for path in files:
-        parquet = open_parquet(path)
+        parquet = open_parquet(path, column)
         names = parquet.schema_arrow.names
-        if column not in names:
-            raise DataError(f"{path}: no column {column}; there are {', '.join(names)}")
         columns = [column] + [c for c in ("attention_mask", "labels") if c in names]
         row_in_file = 0
         for group in range(parquet.num_row_groups):
@@ -78,15 +89,15 @@ def parquet_block(path, first_row, batch, column, row_length):
     for name in batch.schema.names:
         values = batch.column(name)
         where = f"{path}: column {name}"
-        if not is_integer_list(values.type):
-            raise DataError(f"{where} is {values.type}, expected a list of integers")
+        check_is_integer_list(path, name, values.type)
         if values.null_count:
             raise DataError(f"{where}: {values.null_count} missing rows after row {first_row}")
         lengths = values.value_lengths().to_numpy(zero_copy_only=False)
         bad = np.flatnonzero(lengths != row_length)
         if len(bad):
             raise DataError(
-                f"{where}, row {first_row + bad[0]} has {lengths[bad[0]]} tokens, expected {row_length}"
+                f"{where}, row {first_row + bad[0]} has {lengths[bad[0]]} tokens, "
+                f"expected {row_length}"
             )
         flat = values.flatten()
         if flat.null_count:
@@ -98,12 +109,6 @@ def parquet_block(path, first_row, batch, column, row_length):
     if "attention_mask" in blocks:
         check_rows(path, first_row, "attention_mask is not all ones", blocks["attention_mask"] == 1)
     return ids
-
-
-def is_integer_list(kind):
-    lists = pyarrow.types
-    is_list = lists.is_list(kind) or lists.is_large_list(kind) or lists.is_fixed_size_list(kind)
-    return is_list and lists.is_integer(kind.value_type)
 
 
 def check_rows(path, first_row, problem, equal):
@@ -135,7 +140,9 @@ class OpenLmRows:
                 entry = json.loads(line)
                 name, sequences = str(entry["shard"]), int(entry["num_sequences"])
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{manifest}:{number}: expected "shard" and "num_sequences"') from error
+                raise DataError(
+                    f'{manifest}:{number}: expected "shard" and "num_sequences"'
+                ) from error
             path = manifest.parent / (name if name.endswith(".tar") else name + ".tar")
             if not path.is_file():
                 raise DataError(f"{manifest}:{number}: {path} is missing")
@@ -163,6 +170,9 @@ class OpenLmRows:
                                 yield number, where, tokens
                         number += 1
                         members += 1
+                    # The tarfile module takes a header that is cut off for the end.
+                    if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
+                        raise DataError(f"{path}: truncated after {members} sequences")
             except (tarfile.TarError, EOFError, OSError) as error:
                 raise DataError(f"{path}: {error}") from error
             if members != self.expected.get(path, members):
@@ -180,9 +190,7 @@ class OpenLmRows:
         if not isinstance(ids, list) or any(type(token) is not int for token in ids):
             raise DataError(f"{where}: not a JSON list of ids")
         if len(ids) > self.row_length:
-            raise DataError(
-                f"{where}: {len(ids)} tokens, more than --row-length {self.row_length}"
-            )
+            raise DataError(f"{where}: {len(ids)} tokens, more than --row-length {self.row_length}")
         if len(ids) < self.row_length:
             self.too_short += 1
             return None

@@ -5,6 +5,7 @@ under another name, synced and renamed, carries the place in the input that foll
 manifest comes last.
 """
 
+import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -71,16 +72,12 @@ def json_bytes(value):
 
 
 def write_atomically(path, data):
+    """Under another name, synced, renamed, and the name made durable."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    publish(temporary, path)
-
-
-def publish(temporary, path):
-    """Gives a finished, synced file its name, and makes the name durable."""
     os.rename(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -90,17 +87,17 @@ def publish(temporary, path):
 
 
 class OpenShard:
-    """One HDF5 file that is being filled."""
+    """One shard that is being filled, in memory: HDF5 does not survive a full disk."""
 
-    def __init__(self, path, spec):
-        self.path = path
+    def __init__(self, spec):
         self.spec = spec
         self.tokens = 0
         self.source_bytes = 0
         self._starts = []
         self._blocks = []
         self._buffered = 0
-        self._file = h5py.File(path, "w")
+        self._image = io.BytesIO()
+        self._file = h5py.File(self._image, "w")
         tail = () if spec.row_length is None else (spec.row_length,)
         self._width = spec.row_length or 1
         self._dataset = self._create("tokens", tail, spec.dtype, CHUNK_TOKENS // self._width)
@@ -142,8 +139,8 @@ class OpenShard:
         self._buffered = len(block) - whole
 
     def commit(self, path, next_unit, next_offset):
-        """Finishes the file and gives it its name. Returns the number of tokens that were dropped
-        because they did not fill a row."""
+        """Finishes the shard and writes it to `path`. Returns how many tokens were dropped because
+        they did not fill a row."""
         self._flush()
         dropped = self._buffered
         kept = self.tokens - dropped
@@ -169,17 +166,8 @@ class OpenShard:
         for name, value in attributes.items():
             self._file.attrs.create(name, value, dtype="<i8")
         self._file.close()
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        publish(self.path, path)
+        write_atomically(path, self._image.getbuffer())
         return dropped
-
-    def abandon(self):
-        self._file.close()
-        self.path.unlink()
 
 
 class ShardFolder:
@@ -215,10 +203,12 @@ class ShardFolder:
             begun = json.loads(path.read_text(encoding="utf-8"))
             differing = sorted(k for k in {*begun, *recipe} if begun.get(k) != recipe.get(k))
             if differing:
-                changes = ", ".join(f"{k}: {begun.get(k)} then, {recipe.get(k)} now" for k in differing)
+                changes = ", ".join(
+                    f"{k}: {begun.get(k)} then, {recipe.get(k)} now" for k in differing
+                )
                 raise UsageError(
-                    f"{self.path} was begun with other inputs or options ({changes}); choose another "
-                    "--output, or remove the folder to begin anew"
+                    f"{self.path} was begun with other inputs or options ({changes}); choose "
+                    "another --output, or remove the folder to begin anew"
                 )
         elif any(self.path.glob("*.h5")) or (self.path / MANIFEST).exists():
             raise UsageError(f"{self.path} holds shards that this program did not write")
@@ -255,8 +245,7 @@ class ShardFolder:
         begin = self.next_offset if unit.number == self.next_unit else 0
         while begin < total:
             if self._open is None:
-                name = self._shard_path(len(self._shards)).name
-                self._open = OpenShard(self.path / (name + ".tmp"), self.spec)
+                self._open = OpenShard(self.spec)
             end = min(total, begin + self.shard_tokens - self._open.tokens)
             starts = unit.document_starts
             starts = starts[(starts >= begin) & (starts < end)] - begin
@@ -288,12 +277,13 @@ class ShardFolder:
         if self._open is not None:
             if self._open.tokens < (self.spec.row_length or 1):
                 self.dropped_tokens = self._open.tokens
-                self._open.abandon()
                 self._open = None
             else:
                 self._commit(units, 0)
         if not self._shards:
-            raise DataError(f"{self.path}: the input gave no {'row' if self.spec.row_length else 'token'}")
+            raise DataError(
+                f"{self.path}: the input gave no {'row' if self.spec.row_length else 'token'}"
+            )
         copies = []
         for source in self.spec.tokenizer_files:
             copies.append(self.path / source.name)
@@ -306,13 +296,17 @@ class ShardFolder:
         manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         text = f"{self.path}: {manifest['tokens']:,} tokens in {len(manifest['files'])} shards"
         if self.spec.row_length:
-            text += f", {manifest['tokens'] // self.spec.row_length:,} rows of {self.spec.row_length}"
+            text += (
+                f", {manifest['tokens'] // self.spec.row_length:,} rows of {self.spec.row_length}"
+            )
         if self.spec.has_document_starts:
             text += f", {sum(file['documents'] for file in manifest['files']):,} documents"
         if self.spec.has_source_bytes:
             text += f", {manifest['source_bytes']:,} bytes of text"
         if self.dropped_tokens:
-            text += f"; {self.dropped_tokens:,} tokens at the end did not fill a row and were dropped"
+            text += (
+                f"; {self.dropped_tokens:,} tokens at the end did not fill a row and were dropped"
+            )
         return text
 
 
