@@ -145,11 +145,11 @@ void Tape::finish_parameter_uses(std::span<const Var> inputs) {
 }
 
 void Tape::move_gradient(const Var& from, const Var& to) {
-  if (!from) return;
+  if (!from || from.slot == to.slot) return;  // absent, or passed through
   Slot& source = slot_of(from);
   Slot& target = slot_of(to);
-  require(from.slot != to.slot && from.first_column == 0 && to.first_column == 0,
-          ErrorKind::kUnsupported, "a segment must return whole values that it made itself");
+  require(from.columns() == source.spec.columns() && to.columns() == target.spec.columns(),
+          ErrorKind::kUnsupported, "{}: a segment returned a slice of columns", source.label);
   target.grad_memory = std::exchange(source.grad_memory, {});
   target.grad_written = std::exchange(source.grad_written, {});
 }

@@ -184,7 +184,13 @@ void Tape::backward_segment(Tape& tape, std::size_t payload_offset) {
   const std::size_t first_record = tape.records_.size();
   const std::size_t first_payload = tape.payloads_.size();
 
-  for (const Var& output : fields<const Var>(payload.out)) tape.free_value(tape.slot_of(output));
+  for (const Var& output : fields<const Var>(payload.out)) {
+    bool passed_through = !output;
+    for (const Var& input : fields<const Var>(payload.in)) {
+      passed_through = passed_through || output.slot == input.slot;
+    }
+    if (!passed_through) tape.free_value(tape.slot_of(output));
+  }
   tape.first_pass_ = false;
   const State again = payload.function(tape, *payload.object, payload.in);
   tape.first_pass_ = true;

@@ -15,6 +15,11 @@ Spec column_slice(const Spec& spec, std::int64_t begin, std::int64_t count) {
   return slice;
 }
 
+double read_scalar(const Tensor& tensor) {
+  require(tensor.size() == 1, ErrorKind::kInternal, "{} was read as a scalar", tensor.to_string());
+  return visit_float(tensor.dtype, [&]<class T>() { return static_cast<double>(*tensor.as<T>()); });
+}
+
 Tensor Tensor::column_slice(std::int64_t begin, std::int64_t count) const {
   const Spec slice = jiboia::column_slice(*this, begin, count);
   return {slice, static_cast<std::byte*>(data) + begin * size_of(dtype)};

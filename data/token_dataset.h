@@ -7,12 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "core/tensor.h"
 #include "data/shard_manifest.h"
 
 namespace jiboia {
-
-/// Target of a position that is not scored.
-inline constexpr std::int32_t kIgnoredTarget = -100;
 
 /// Whether rows say where the documents in them begin.
 enum class DocumentStarts { kIgnore, kRead };

@@ -21,8 +21,6 @@ struct CrossEntropy {
   static constexpr const char* kInputs[] = {"x", "weight", "targets"};
   static constexpr const char* kOutputs[] = {"loss", "cross_entropy", "lse_squared"};
   static constexpr bool kIsLoss = true;
-  /// The target of a row that is not scored.
-  static constexpr std::int32_t kIgnoredTarget = -100;
   template <class T = Tensor>
   struct In {
     T x, weight, targets;

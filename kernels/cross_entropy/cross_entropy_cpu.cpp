@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu_tiles.h"
 #include "kernels/cross_entropy/cross_entropy.h"
-#include "kernels/matrix_cpu.h"
+#include "kernels/matrix.h"
 
 namespace jiboia {
 namespace {
@@ -38,7 +40,7 @@ RowLoss score_row(T* logits, std::int64_t V, std::int32_t target, const GradScal
   T largest = simd::stdx::hmax(largest_lanes);
   for (std::int64_t v = whole; v < V; ++v) largest = std::max(largest, logits[v]);
 
-  const bool has_target = target != CrossEntropy::kIgnoredTarget;
+  const bool has_target = target != kIgnoredTarget;
   const double target_logit = has_target ? static_cast<double>(logits[target]) : 0;
   Vec sums = T(0);
   for (std::int64_t v = 0; v < whole; v += kLanes) {
@@ -68,7 +70,7 @@ RowLoss score_row(T* logits, std::int64_t V, std::int32_t target, const GradScal
 template <class T>
 void score(CpuExec& cpu, const LossArgs<CrossEntropy>& args, bool with_gradients) {
   const auto& in = args.in;
-  const std::int64_t rows = in.x.rows(), E = in.x.columns(), V = in.weight.shape[0];
+  const std::int64_t rows = in.x.rows(), V = in.weight.shape[0];
   const std::int64_t chunk_rows = rows_per_chunk(rows, V, in.x.dtype);
   const auto* targets = in.targets.as<std::int32_t>();
   ScratchReader scratch(args.scratch);
@@ -77,18 +79,18 @@ void score(CpuExec& cpu, const LossArgs<CrossEntropy>& args, bool with_gradients
 
   std::int64_t target_count = 0;
   for (std::int64_t i = 0; i < rows; ++i)
-    target_count += targets[i] != CrossEntropy::kIgnoredTarget;
+    target_count += targets[i] != kIgnoredTarget;
   const double per_target = target_count ? 1.0 / static_cast<double>(target_count) : 0;
   const double per_row = 1.0 / static_cast<double>(rows);
   const GradScale scale{per_target, 2 * args.attrs.z_loss * per_row};
 
-  const auto x = matrix::view<T>(in.x);
-  const auto weight = matrix::view<T>(in.weight);
+  const auto x = matrix_of<T>(in.x);
+  const auto weight = matrix_of<T>(in.weight);
   for (std::int64_t begin = 0; begin < rows; begin += chunk_rows) {
     const std::int64_t count = std::min(chunk_rows, rows - begin);
-    const matrix::ConstMap<T> chunk(x.data() + begin * E, count, E, Eigen::OuterStride<>(E));
-    const matrix::Map<T> chunk_logits(logits, count, V, Eigen::OuterStride<>(V));
-    matrix::multiply<T>(cpu, GradMode::kOverwrite, chunk_logits, chunk, weight.transpose());
+    const auto chunk = x.middle_rows(begin, count);
+    const Matrix<T> chunk_logits{logits, count, V, V};
+    multiply(cpu, GradMode::kOverwrite, chunk_logits, chunk, weight.transpose());
     parallel_ranges(cpu, count, kRowsPerTile, [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t i = first; i < end; ++i) {
         losses[begin + i] =
@@ -96,12 +98,11 @@ void score(CpuExec& cpu, const LossArgs<CrossEntropy>& args, bool with_gradients
       }
     });
     if (const Grad& grad = args.grad_in.x) {
-      const matrix::Map<T> to(grad.as<T>() + begin * E, count, E, Eigen::OuterStride<>(E));
-      matrix::multiply<T>(cpu, grad.mode, to, chunk_logits, weight);
+      multiply(cpu, grad.mode, matrix_of<T>(grad).middle_rows(begin, count), chunk_logits, weight);
     }
     if (const Grad& grad = args.grad_in.weight) {
       const GradMode mode = begin == 0 ? grad.mode : GradMode::kAdd;
-      matrix::multiply<T>(cpu, mode, matrix::writable<T>(grad), chunk_logits.transpose(), chunk);
+      multiply(cpu, mode, matrix_of<T>(grad), chunk_logits.transpose(), chunk);
     }
   }
 

@@ -1,5 +1,8 @@
+#include <algorithm>
+
+#include "kernels/cpu_tiles.h"
 #include "kernels/linear/linear.h"
-#include "kernels/matrix_cpu.h"
+#include "kernels/matrix.h"
 
 namespace jiboia {
 namespace {
@@ -8,9 +11,8 @@ constexpr std::int64_t kBiasTileRows = 256;
 
 template <class T>
 void forward_as(CpuExec& cpu, const ForwardArgs<Linear>& args) {
-  const auto weight = matrix::view<T>(args.in.weight);
-  matrix::multiply<T>(cpu, GradMode::kOverwrite, matrix::writable<T>(args.out.y),
-                      matrix::view<T>(args.in.x), weight.transpose());
+  multiply(cpu, GradMode::kOverwrite, matrix_of<T>(args.out.y), matrix_of<T>(args.in.x),
+           matrix_of<T>(args.in.weight).transpose());
   if (!args.in.bias) return;
   const std::int64_t M = args.out.y.columns();
   const T* bias = args.in.bias.as<T>();
@@ -24,14 +26,12 @@ void forward_as(CpuExec& cpu, const ForwardArgs<Linear>& args) {
 
 template <class T>
 void backward_as(CpuExec& cpu, const BackwardArgs<Linear>& args) {
-  const auto grad_y = matrix::view<T>(args.grad_out.y);
+  const auto grad_y = matrix_of<T>(args.grad_out.y);
   if (const Grad& grad = args.grad_in.x) {
-    matrix::multiply<T>(cpu, grad.mode, matrix::writable<T>(grad), grad_y,
-                        matrix::view<T>(args.in.weight));
+    multiply(cpu, grad.mode, matrix_of<T>(grad), grad_y, matrix_of<T>(args.in.weight));
   }
   if (const Grad& grad = args.grad_in.weight) {
-    matrix::multiply<T>(cpu, grad.mode, matrix::writable<T>(grad), grad_y.transpose(),
-                        matrix::view<T>(args.in.x));
+    multiply(cpu, grad.mode, matrix_of<T>(grad), grad_y.transpose(), matrix_of<T>(args.in.x));
   }
   if (const Grad& grad = args.grad_in.bias) {
     const std::int64_t M = grad.size(), rows = args.grad_out.y.rows();

@@ -5,6 +5,8 @@
 add_library(jiboia_options INTERFACE)
 target_compile_options(jiboia_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wpedantic -Wno-missing-field-initializers>
+  # GCC 12 finds its own AVX-512 header uninitialised (GCC bug 105593).
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=fast -fno-math-errno -fno-trapping-math>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${JIBOIA_WERROR}>>:-Werror>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${JIBOIA_NATIVE}>>:-march=native>)

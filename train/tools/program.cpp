@@ -12,6 +12,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "core/cpu_features.h"
 #include "core/error.h"
 #include "train/tools/version.h"
 
@@ -56,6 +57,7 @@ int parse_and_run(const std::string& name, CLI::App& app, int argc, char** argv,
 
 int run_program(const std::string& name, CLI::App& app, int argc, char** argv,
                 const std::function<int()>& body) {
+  require_cpu_features();
   std::setlocale(LC_ALL, "C");
   std::locale::global(std::locale::classic());
   std::signal(SIGPIPE, SIG_IGN);

@@ -1,0 +1,165 @@
+#include "autograd/tape.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "kernels/add_rms_norm/add_rms_norm.h"
+#include "kernels/cross_entropy/cross_entropy.h"
+#include "kernels/linear/linear.h"
+#include "tests/support/test_tensor.h"
+
+namespace jiboia::test {
+namespace {
+
+/// A sink that keeps gradients and counts calls.
+class RecordingSink : public GradSink {
+ public:
+  explicit RecordingSink(const std::vector<TestTensor>& parameters) {
+    for (const TestTensor& parameter : parameters) gradients_.emplace_back(parameter.spec());
+    acquired_.resize(parameters.size());
+    ready_.resize(parameters.size());
+  }
+  Grad acquire(ParameterId id) override {
+    const bool first = acquired_[index(id)]++ == 0;
+    return {gradients_[index(id)].tensor(), first ? GradMode::kOverwrite : GradMode::kAdd};
+  }
+  void ready(ParameterId id) override {
+    EXPECT_GT(acquired_[index(id)], 0);
+    ++ready_[index(id)];
+  }
+  const TestTensor& gradient(std::size_t i) const { return gradients_[i]; }
+  const std::vector<int>& acquired() const { return acquired_; }
+  const std::vector<int>& ready_calls() const { return ready_; }
+
+ private:
+  std::vector<TestTensor> gradients_;
+  std::vector<int> acquired_, ready_;
+};
+
+TestTensor random_tensor(const Shape& shape, std::uint32_t stream) {
+  TestTensor tensor(Spec(Dtype::kF64, shape));
+  const Philox random(1, RandomPurpose::kTest, stream);
+  for (std::int64_t i = 0; i < tensor.size(); ++i) {
+    tensor.set(i, random.normal(static_cast<std::uint64_t>(i)));
+  }
+  return tensor;
+}
+
+/// A small graph with everything that is hard: slices of columns with readers of their own, a
+/// value with two readers, a parameter that is used twice, an output that nobody reads.
+/// Parameters: 0 table (5, 4), 1 split (6, 4), 2 left (4, 3), 3 right (4, 3), 4 norm (4).
+struct Graph {
+  std::vector<TestTensor> parameters = {random_tensor({5, 4}, 0), random_tensor({6, 4}, 1),
+                                        random_tensor({4, 3}, 2), random_tensor({4, 3}, 3),
+                                        random_tensor({4}, 4)};
+  TestTensor x = random_tensor({2, 3, 4}, 5);
+  TestTensor targets = [] {
+    TestTensor result(Spec(Dtype::kI32, {2, 3}));
+    for (std::int64_t i = 0; i < 6; ++i) result.set(i, static_cast<double>(i * 2 % 5));
+    return result;
+  }();
+
+  std::vector<Tensor> values() const {
+    std::vector<Tensor> result;
+    for (const TestTensor& parameter : parameters) result.push_back(parameter.tensor());
+    return result;
+  }
+
+  double run(Tape& tape) const {
+    const auto p = [&](int i) { return tape.parameter(static_cast<ParameterId>(i)); };
+    const Var x_var = tape.constant(x.tensor());
+    const Var both = tape.apply<Linear>({.x = x_var, .weight = p(1)}).y;
+    const Var left = tape.apply<Linear>({.x = both.column_slice(0, 3), .weight = p(2)}).y;
+    const Var right = tape.apply<Linear>({.x = both.column_slice(3, 3), .weight = p(3)}).y;
+    // `left` is read twice more: as a residual and as an update.
+    const auto first = tape.apply<AddRmsNorm>({.residual = left, .update = right, .weight = p(4)});
+    const auto second =
+        tape.apply<AddRmsNorm>({.residual = first.normed, .update = left, .weight = p(4)});
+    const Var again = tape.apply<Linear>({.x = second.normed, .weight = p(0)}).y;
+    (void)again;  // nobody reads it: the table's gradient comes from the loss alone
+    const auto loss = tape.apply_loss<CrossEntropy>(
+        {.x = second.sum, .weight = p(0), .targets = tape.constant(targets.tensor())},
+        {.z_loss = 0.1});
+    const double result = tape.measuring() ? 0 : read_scalar(tape.value(loss.loss));
+    return result;
+  }
+};
+
+TEST(Tape, GradientsOfSlicesFanOutAndSharedParametersEqualFiniteDifferences) {
+  Graph graph;
+  RecordingSink sink(graph.parameters);
+  Exec exec = CpuExec(1);
+  std::vector<std::byte> memory(1 << 16);
+  {
+    Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+    const auto values = graph.values();
+    Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
+    graph.run(tape);
+    tape.backward();
+  }
+  EXPECT_THAT(sink.ready_calls(), testing::Each(1));
+  EXPECT_EQ(sink.acquired()[4], 2);
+  for (std::size_t p = 0; p < graph.parameters.size(); ++p) {
+    for (std::int64_t i = 0; i < graph.parameters[p].size(); ++i) {
+      const auto loss_at = [&](double delta) {
+        Graph moved = graph;
+        moved.parameters[p].set(i, graph.parameters[p].get(i) + delta);
+        Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+        const auto values = moved.values();
+        Tape tape(exec, arena, values, nullptr, TapeMode::kEvaluate);
+        return moved.run(tape);
+      };
+      const double want = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5;
+      EXPECT_NEAR(sink.gradient(p).get(i), want, 1e-6 * std::abs(want) + 1e-8) << p << ", " << i;
+    }
+  }
+}
+
+TEST(Tape, EverythingGoesBackToTheArena) {
+  Graph graph;
+  RecordingSink sink(graph.parameters);
+  Exec exec = CpuExec(1);
+  std::vector<std::byte> memory(1 << 16);
+  Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+  const auto values = graph.values();
+  for (int i = 0; i < 3; ++i) {
+    Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
+    graph.run(tape);
+    tape.backward();
+  }
+  EXPECT_EQ(arena.live_blocks(), 0);
+}
+
+/// Runs a graph whose loss reads the sum of two slices of columns of one value.
+void read_slices(std::int64_t first_column, std::int64_t second_column) {
+  const std::vector<TestTensor> parameters = {random_tensor({6, 4}, 1), random_tensor({4, 3}, 2),
+                                              random_tensor({4}, 3), random_tensor({5, 4}, 4)};
+  std::vector<Tensor> values;
+  for (const TestTensor& parameter : parameters) values.push_back(parameter.tensor());
+  RecordingSink sink(parameters);
+  Exec exec = CpuExec(1);
+  std::vector<std::byte> memory(1 << 16);
+  Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+  Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
+  const TestTensor x = random_tensor({1, 2, 4}, 5);
+  const TestTensor targets(Spec(Dtype::kI32, {1, 2}));
+  const auto p = [&](int i) { return tape.parameter(static_cast<ParameterId>(i)); };
+  const Var y = tape.apply<Linear>({.x = tape.constant(x.tensor()), .weight = p(0)}).y;
+  const Var a = tape.apply<Linear>({.x = y.column_slice(first_column, 3), .weight = p(1)}).y;
+  const Var b = tape.apply<Linear>({.x = y.column_slice(second_column, 3), .weight = p(1)}).y;
+  const auto norm = tape.apply<AddRmsNorm>({.residual = a, .update = b, .weight = p(2)});
+  tape.apply_loss<CrossEntropy>(
+      {.x = norm.sum, .weight = p(3), .targets = tape.constant(targets.tensor())});
+  tape.backward();
+}
+
+TEST(Tape, SlicesMustCoverTheValueAndNotOverlapInPart) {
+  EXPECT_NO_THROW(read_slices(0, 3));
+  EXPECT_THROW(read_slices(0, 2), Error);
+  EXPECT_THROW(read_slices(0, 0), Error);
+}
+
+}  // namespace
+}  // namespace jiboia::test

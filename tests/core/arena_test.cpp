@@ -1,0 +1,70 @@
+#include "core/arena.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "core/error.h"
+
+namespace jiboia {
+namespace {
+
+TEST(Arena, DryRunGivesTheExactPeak) {
+  // The same sequence of calls, first measured, then in exactly the memory measured.
+  const auto sequence = [](Arena& arena) {
+    auto a = arena.allocate(1000, MemoryUse::kValue, "a");
+    auto b = arena.allocate(1, MemoryUse::kValue, "b");
+    auto scratch = arena.allocate(5000, MemoryUse::kScratch, "scratch");
+    arena.free(scratch);
+    arena.free(a);
+    auto c = arena.allocate(600, MemoryUse::kValue, "c");  // fits where a was
+    auto gradient = arena.allocate(3000, MemoryUse::kGradient, "gradient");
+    const std::int64_t peak = arena.peak_bytes();
+    for (auto* block : {&b, &c, &gradient}) arena.free(*block);
+    return peak;
+  };
+  Arena measuring;
+  const std::int64_t peak = sequence(measuring);
+  EXPECT_EQ(peak, 1024 + 256 + 5120);
+  EXPECT_THAT(measuring.blocks_at_peak(), testing::SizeIs(3));
+  std::vector<std::byte> memory(static_cast<std::size_t>(peak));
+  Arena arena(memory.data(), peak);
+  EXPECT_EQ(sequence(arena), peak);
+  EXPECT_EQ(arena.live_blocks(), 0);
+
+  Arena too_small(memory.data(), peak - 256);
+  EXPECT_THROW(sequence(too_small), Error);
+}
+
+TEST(Arena, BlocksDoNotOverlap) {
+  std::vector<std::byte> memory(1 << 16);
+  Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+  std::vector<Arena::Block> blocks;
+  for (int i = 0; i < 60; ++i) {
+    const auto use = i % 3 == 0 ? MemoryUse::kGradient : MemoryUse::kValue;
+    blocks.push_back(arena.allocate(100 + 37 * i % 500, use, "block"));
+    if (i % 4 == 3) {
+      arena.free(blocks[static_cast<std::size_t>(i - 2)]);
+    }
+  }
+  std::vector<int> owners(memory.size(), 0);
+  for (const Arena::Block& block : blocks) {
+    if (!block) continue;
+    const auto begin = static_cast<std::size_t>(block.data - memory.data());
+    for (std::size_t i = begin; i < begin + static_cast<std::size_t>(block.bytes); ++i) ++owners[i];
+  }
+  EXPECT_LE(*std::max_element(owners.begin(), owners.end()), 1);
+}
+
+TEST(Arena, FreeingTwiceIsAnError) {
+  Arena arena;
+  auto block = arena.allocate(10, MemoryUse::kValue, "block");
+  auto copy = block;
+  arena.free(block);
+  EXPECT_THROW(arena.free(copy), Error);
+  EXPECT_NO_THROW(arena.free(block));  // null by now
+}
+
+}  // namespace
+}  // namespace jiboia

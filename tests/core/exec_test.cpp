@@ -1,0 +1,46 @@
+#include "core/exec.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+namespace jiboia {
+namespace {
+
+TEST(CpuExec, RunsEveryTileOnce) {
+  for (int threads : {1, 2, 7}) {
+    CpuExec cpu(threads);
+    EXPECT_EQ(cpu.threads(), threads);
+    for (std::int64_t tiles : {0, 1, 2, 5, 1000}) {
+      std::vector<std::atomic<int>> calls(static_cast<std::size_t>(tiles));
+      cpu.parallel_for(tiles, [&](std::int64_t i) { ++calls[static_cast<std::size_t>(i)]; });
+      for (const auto& count : calls) EXPECT_EQ(count, 1);
+    }
+  }
+}
+
+TEST(CpuExec, SurvivesManyShortRuns) {
+  CpuExec cpu(4);
+  std::atomic<std::int64_t> sum{0};
+  for (int i = 0; i < 2'000; ++i) cpu.parallel_for(3, [&](std::int64_t tile) { sum += tile; });
+  EXPECT_EQ(sum, 6'000);
+}
+
+TEST(CpuExec, RethrowsAndGoesOn) {
+  CpuExec cpu(3);
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_THROW(cpu.parallel_for(50,
+                                  [](std::int64_t tile) {
+                                    if (tile == 20) throw std::runtime_error("tile 20");
+                                  }),
+                 std::runtime_error);
+  }
+  std::atomic<int> calls{0};
+  cpu.parallel_for(10, [&](std::int64_t) { ++calls; });
+  EXPECT_EQ(calls, 10);
+}
+
+}  // namespace
+}  // namespace jiboia

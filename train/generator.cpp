@@ -1,0 +1,97 @@
+#include "train/generator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/rng.h"
+
+namespace jiboia {
+
+std::int32_t sample(std::span<const float> logits, const SamplingOptions& options,
+                    std::uint64_t i) {
+  const auto likeliest = std::max_element(logits.begin(), logits.end());
+  for (float logit : logits) {
+    require(!std::isnan(logit), ErrorKind::kNumerics, "the model's logits are not numbers");
+  }
+  if (options.temperature == 0) return static_cast<std::int32_t>(likeliest - logits.begin());
+
+  std::vector<double> weights(logits.size());
+  for (std::size_t v = 0; v < logits.size(); ++v) {
+    weights[v] = std::exp((static_cast<double>(logits[v]) - *likeliest) / options.temperature);
+  }
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  // Ties keep the order of ids, so that equal logits give equal samples.
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return weights[static_cast<std::size_t>(a)] > weights[static_cast<std::size_t>(b)];
+  });
+  const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+  std::size_t kept = 0;
+  double mass = 0;
+  while (kept < order.size() && (kept == 0 || mass < options.top_p * total)) {
+    mass += weights[static_cast<std::size_t>(order[kept++])];
+  }
+  double remaining = Philox(options.seed, RandomPurpose::kSampling).uniform(i) * mass;
+  for (std::size_t k = 0; k < kept; ++k) {
+    remaining -= weights[static_cast<std::size_t>(order[k])];
+    if (remaining < 0) return order[k];
+  }
+  return order[kept - 1];
+}
+
+Generator::Generator(const MambaLm& model, std::span<const Tensor> parameters, Exec& exec)
+    : model_(model), parameters_(parameters), exec_(exec), workspace_(planned_bytes()) {}
+
+std::int64_t Generator::planned_bytes() const {
+  const Dtype dtype = parameters_[0].dtype;
+  RecurrentState state(model_.config(), 1, dtype);
+  std::int64_t bytes = 0;
+  for (std::int64_t size : {std::int64_t{1}, kPiece}) {
+    bytes = std::max(bytes, plan_evaluation(model_, dtype, exec_, [&](Tape& tape) {
+                       const Tensor tokens(Spec(Dtype::kI32, {1, size}), nullptr);
+                       const Var hidden = model_.hidden(tape, tokens, state);
+                       if (size == 1) model_.logits(tape, hidden);
+                     }));
+  }
+  return bytes;
+}
+
+void Generator::generate(std::span<const std::int32_t> prompt, std::int64_t count,
+                         const SamplingOptions& options, std::optional<std::int32_t> end_token,
+                         const std::function<void(std::int32_t)>& emit) {
+  require(!prompt.empty(), ErrorKind::kInvalidArgument, "the prompt has no token");
+  for (std::int32_t token : prompt) {
+    require(token >= 0 && token < model_.config().vocab_size, ErrorKind::kInvalidArgument,
+            "the prompt has token {}; the model knows 0 to {}", token,
+            model_.config().vocab_size - 1);
+  }
+  const Dtype dtype = parameters_[0].dtype;
+  RecurrentState state(model_.config(), 1, dtype);
+  const auto piece_of = [](std::span<const std::int32_t> tokens) {
+    return Tensor(Spec(Dtype::kI32, {1, static_cast<std::int64_t>(tokens.size())}),
+                  const_cast<std::int32_t*>(tokens.data()));
+  };
+
+  std::span<const std::int32_t> rest = prompt;
+  while (rest.size() > 1) {  // the last token is read below, with the head
+    const std::size_t size = std::min<std::size_t>(rest.size() - 1, kPiece);
+    Tape tape(exec_, workspace_.arena(), parameters_, nullptr, TapeMode::kEvaluate);
+    model_.hidden(tape, piece_of(rest.first(size)), state);
+    rest = rest.subspan(size);
+  }
+  std::int32_t token = rest[0];
+  std::vector<float> logits(static_cast<std::size_t>(model_.config().vocab_size));
+  for (std::int64_t i = 0; i < count; ++i) {
+    Tape tape(exec_, workspace_.arena(), parameters_, nullptr, TapeMode::kEvaluate);
+    const Var hidden = model_.hidden(tape, piece_of({&token, 1}), state);
+    const Tensor values = tape.value(model_.logits(tape, hidden));
+    visit_float(values.dtype,
+                [&]<class T>() { std::copy_n(values.as<T>(), logits.size(), logits.begin()); });
+    token = sample(logits, options, static_cast<std::uint64_t>(i));
+    if (token == end_token) return;
+    emit(token);
+  }
+}
+
+}  // namespace jiboia

@@ -1,0 +1,22 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+
+#include "train/model/mamba_lm.h"
+#include "train/optim/parameter_store.h"
+
+namespace jiboia {
+
+/// A model with its weights, for programs that do not train.
+struct LoadedModel {
+  std::filesystem::path folder;
+  MambaLm model;
+  ParameterStore parameters;
+};
+
+/// Loads what a user means by `path`: any Hugging Face Mamba folder, a checkpoint, or a run's
+/// output_dir, whose newest undamaged checkpoint is taken. Computes in f32.
+/// Errors: Checkpoint, Io.
+LoadedModel load_model(const std::filesystem::path& path);
+
+}  // namespace jiboia

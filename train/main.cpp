@@ -1,0 +1,77 @@
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <iostream>
+
+#include "core/log.h"
+#include "train/tools/program.h"
+#include "train/trainer.h"
+
+namespace jiboia {
+namespace {
+
+struct Arguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  bool plan = false, print_config = false, no_resume = false, allow_data_change = false;
+};
+
+Exec make_exec(const RunConfig& config) {
+  require(config.device != DeviceChoice::kCuda, ErrorKind::kUnsupported,
+          "device is cuda, but this build has no CUDA backend; use device: cpu or auto");
+  if (config.precision == Precision::kBf16) {
+    log::info("precision is bf16, which is for GPUs: the CPU computes in fp32");
+  }
+  return CpuExec(static_cast<int>(config.threads));
+}
+
+int train(const Arguments& arguments) {
+  const RunConfig config = load_config(arguments.config, arguments.overrides);
+  if (arguments.print_config) {
+    std::cout << to_yaml(config);
+    return 0;
+  }
+  Exec exec = make_exec(config);
+  if (arguments.plan) {
+    std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
+    return 0;
+  }
+  RunData data = open_data(config);
+  RunFolder folder(config.output_dir);
+  if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint.keep).steps().empty()) {
+    fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",
+         folder.checkpoints().string());
+  }
+  Trainer trainer(config, folder, data, exec);
+  trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
+  const RunEnd end = trainer.run();
+  if (end.signal == 0) return 0;
+  log::info("stopped by a signal after step {}; start again to go on", end.step);
+  return 128 + end.signal;
+}
+
+}  // namespace
+}  // namespace jiboia
+
+int main(int argc, char** argv) {
+  using namespace jiboia;
+  CLI::App app(
+      "Trains a Mamba language model, or goes on training it: whatever output_dir holds is "
+      "resumed.");
+  Arguments arguments;
+  app.add_option("-c,--config", arguments.config, "Configuration file (YAML)")->required();
+  app.add_option("--set", arguments.overrides,
+                 "Overrides a key: section.key=value; may be given several times")
+      ->allow_extra_args(false);
+  app.add_flag("--plan", arguments.plan, "Prints parameters and memory and ends; needs no data");
+  app.add_flag("--print-config", arguments.print_config,
+               "Prints the resolved configuration and ends; needs no data");
+  app.add_flag("--no-resume", arguments.no_resume, "Refuses an output_dir that holds checkpoints");
+  app.add_flag(
+      "--allow-data-change", arguments.allow_data_change,
+      "Goes on though the data, the seed or the row length are not those of the checkpoint");
+  app.footer(
+      "Keys of the configuration:\n" + config_help() +
+      "\nExit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics, 7 disk,\n"
+      "130 after SIGINT, 143 after SIGTERM (both save a checkpoint first), 1 anything else.");
+  return run_program("train", app, argc, argv, [&] { return train(arguments); });
+}

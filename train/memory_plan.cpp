@@ -1,0 +1,82 @@
+#include "train/memory_plan.h"
+
+#include <algorithm>
+#include <map>
+
+#include "train/token_tensors.h"
+
+namespace jiboia {
+
+std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype) {
+  std::vector<Tensor> result;
+  for (const ParameterSpec& spec : model.parameters()) {
+    result.emplace_back(Spec(dtype, spec.shape), nullptr);
+  }
+  return result;
+}
+
+MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec) {
+  MemoryPlan plan;
+  plan.parameters =
+      ParameterStore::plan(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
+  const std::vector<Tensor> parameters = planned_parameters(model, Dtype::kF32);
+  const TokenTensors batch = planned_tokens(config.train.micro_batch_size, config.data.seq_len,
+                                            config.data.reset_at_document_starts);
+  Arena arena;
+  {
+    Tape tape(exec, arena, parameters, nullptr, TapeMode::kTrain);
+    model.loss(tape, batch, config.loss.z_loss, config.train.recompute);
+    tape.backward();
+  }
+  plan.arena_bytes = arena.peak_bytes();
+  plan.blocks_at_peak = arena.blocks_at_peak();
+  return plan;
+}
+
+std::string byte_text(std::int64_t bytes) {
+  const double mebibytes = static_cast<double>(bytes) / (1 << 20);
+  return mebibytes < 1024 ? fmt::format("{:.2f} MiB", mebibytes)
+                          : fmt::format("{:.2f} GiB", mebibytes / 1024);
+}
+
+std::string to_text(const MemoryPlan& plan) {
+  std::string text =
+      fmt::format("parameters                    {:>16}\n", plan.parameters.parameter_count);
+  std::map<MemoryUse, std::int64_t> by_use;
+  struct Sum {
+    std::int64_t bytes = 0, blocks = 0;
+  };
+  std::map<std::string, Sum> by_label;
+  std::int64_t in_blocks = 0;
+  for (const Arena::Usage& usage : plan.blocks_at_peak) {
+    by_use[usage.use] += usage.bytes;
+    Sum& sum = by_label[fmt::format("{} of {}", to_string(usage.use), usage.label)];
+    sum.bytes += usage.bytes;
+    ++sum.blocks;
+    in_blocks += usage.bytes;
+  }
+  const auto line = [&](const std::string& name, std::int64_t bytes) {
+    text += fmt::format("{:<34}{:>12}\n", name, byte_text(bytes));
+  };
+  line("weights (fp32)", plan.parameters.values);
+  line("gradients of weights", plan.parameters.gradients);
+  line("AdamW moments", plan.parameters.moments);
+  for (const auto& [use, bytes] : by_use) {
+    line(fmt::format("activations: {}", to_string(use)), bytes);
+  }
+  line("activations: gaps", plan.arena_bytes - in_blocks);
+  line("total", plan.total_bytes());
+
+  std::vector<std::pair<std::string, Sum>> largest(by_label.begin(), by_label.end());
+  std::stable_sort(largest.begin(), largest.end(),
+                   [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  text += "largest at the peak of a micro-step:\n";
+  for (std::size_t i = 0; i < std::min<std::size_t>(largest.size(), 10); ++i) {
+    const auto& [label, sum] = largest[i];
+    text += fmt::format("  {:<42}{:>4} x {:>12}\n", label, sum.blocks,
+                        byte_text(sum.bytes / sum.blocks));
+  }
+  return text;
+}
+
+}  // namespace jiboia

@@ -1,0 +1,51 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/exec.h"
+#include "train/config/config.h"
+#include "train/model/mamba_lm.h"
+#include "train/optim/parameter_store.h"
+
+namespace jiboia {
+
+/// The memory of a training run, measured by a dry run of its own code: exact, nothing allocated.
+struct MemoryPlan {
+  ParameterStore::Plan parameters;
+  std::int64_t arena_bytes = 0;              ///< peak of one micro-step, gaps included
+  std::vector<Arena::Usage> blocks_at_peak;  ///< what fills the arena then
+  std::int64_t total_bytes() const {
+    return parameters.values + parameters.gradients + parameters.moments + arena_bytes;
+  }
+};
+
+/// Plans a run in f32 on `exec`'s backend.
+MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec);
+
+/// Peak arena bytes of `run(tape)`, a dry run of an evaluation.
+template <class Run>
+std::int64_t plan_evaluation(const MambaLm& model, Dtype dtype, Exec& exec, Run run);
+
+/// The plan as text: parameters, bytes by category, the largest tensors.
+std::string to_text(const MemoryPlan& plan);
+
+/// "1.50 GiB"
+std::string byte_text(std::int64_t bytes);
+
+/// The parameters as a dry run wants them: specs without memory.
+std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype);
+
+template <class Run>
+std::int64_t plan_evaluation(const MambaLm& model, Dtype dtype, Exec& exec, Run run) {
+  Arena arena;
+  const std::vector<Tensor> parameters = planned_parameters(model, dtype);
+  {
+    Tape tape(exec, arena, parameters, nullptr, TapeMode::kEvaluate);
+    run(tape);
+  }
+  return arena.peak_bytes();
+}
+
+}  // namespace jiboia

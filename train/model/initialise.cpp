@@ -1,0 +1,44 @@
+#include "train/model/initialise.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/rng.h"
+
+namespace jiboia {
+namespace {
+
+double draw(const Initializer& how, const Philox& random, std::int64_t i, std::int64_t columns) {
+  const auto counter = static_cast<std::uint64_t>(i);
+  switch (how.kind) {
+    case Initializer::Kind::kConstant: return how.a;
+    case Initializer::Kind::kUniform: return how.a * (2 * random.uniform(counter) - 1);
+    case Initializer::Kind::kNormal: return how.a * random.normal(counter);
+    case Initializer::Kind::kLogStates: return std::log(static_cast<double>(i % columns + 1));
+    case Initializer::Kind::kTimeStep: {
+      const double spread = std::log(how.b) - std::log(how.a);
+      const double dt =
+          std::max(std::exp(random.uniform(counter) * spread + std::log(how.a)), how.c);
+      return dt + std::log(-std::expm1(-dt));  // the inverse of softplus
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+void initialise(ParameterStore& parameters, std::uint64_t seed) {
+  for (std::size_t p = 0; p < parameters.count(); ++p) {
+    const Tensor value = parameters.value(p);
+    const Initializer& how = parameters.spec(p).initializer;
+    const Philox random(seed, RandomPurpose::kInitialisation, static_cast<std::uint32_t>(p));
+    visit_float(value.dtype, [&]<class T>() {
+      T* to = value.as<T>();
+      for (std::int64_t i = 0; i < value.size(); ++i) {
+        to[i] = static_cast<T>(draw(how, random, i, value.columns()));
+      }
+    });
+  }
+}
+
+}  // namespace jiboia

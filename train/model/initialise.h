@@ -1,0 +1,12 @@
+#pragma once
+#include <cstdint>
+
+#include "train/optim/parameter_store.h"
+
+namespace jiboia {
+
+/// Draws the first values of every parameter, as its Initializer says. Element i of parameter p is
+/// a function of (seed, p, i), so it depends on neither threads nor ranks.
+void initialise(ParameterStore& parameters, std::uint64_t seed);
+
+}  // namespace jiboia

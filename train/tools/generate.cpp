@@ -1,0 +1,87 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "data/tokenizer.h"
+#include "train/generator.h"
+#include "train/loaded_model.h"
+#include "train/tools/program.h"
+
+namespace jiboia {
+namespace {
+
+struct Arguments {
+  std::string model, prompt;
+  std::int64_t max_new_tokens = 100;
+  SamplingOptions sampling;
+  int threads = 0;
+  bool ignore_end = false;
+};
+
+int generate(const Arguments& arguments) {
+  LoadedModel loaded = load_model(arguments.model);
+  Tokenizer tokenizer = Tokenizer::load(loaded.folder / "tokenizer.json");
+  const ModelConfig& config = loaded.model.config();
+  std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, true);
+  // An empty prompt is the beginning of a document.
+  if (prompt.empty()) {
+    require(config.bos_token_id >= 0, ErrorKind::kInvalidArgument,
+            "the prompt is empty and {} names no bos_token_id to begin with",
+            (loaded.folder / "config.json").string());
+    prompt.push_back(static_cast<std::int32_t>(config.bos_token_id));
+  }
+
+  Exec exec = CpuExec(arguments.threads);
+  Generator generator(loaded.model, loaded.parameters.values(), exec);
+  StreamDecoder decoder(tokenizer, true);
+  const auto print = [](const std::string& text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  };
+  for (std::int32_t token : prompt) print(decoder.append(token));
+  std::optional<std::int32_t> end_token;
+  if (!arguments.ignore_end && config.eos_token_id >= 0) {
+    end_token = static_cast<std::int32_t>(config.eos_token_id);
+  }
+  generator.generate(prompt, arguments.max_new_tokens, arguments.sampling, end_token,
+                     [&](std::int32_t token) {
+                       // Rows that only pad the model's vocabulary stand for no text.
+                       if (token < tokenizer.vocab_size()) print(decoder.append(token));
+                     });
+  print(decoder.finish() + "\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace jiboia
+
+int main(int argc, char** argv) {
+  using namespace jiboia;
+  CLI::App app("Continues a text with a Mamba language model, at constant cost for each token.");
+  Arguments arguments;
+  app.add_option(
+         "-m,--model", arguments.model,
+         "Hugging Face Mamba folder with a tokenizer.json, a checkpoint or a run's output_dir")
+      ->required();
+  app.add_option("-p,--prompt", arguments.prompt, "Text to continue (UTF-8); may be empty");
+  app.add_option("-n,--max-new-tokens", arguments.max_new_tokens, "Tokens to add at most")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--temperature", arguments.sampling.temperature,
+                 "Divides the logits before sampling; 0 takes the likeliest token")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--top-p", arguments.sampling.top_p,
+                 "Samples among the likeliest tokens that together have this probability")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--seed", arguments.sampling.seed, "Equal seeds give equal texts")
+      ->capture_default_str();
+  app.add_flag("--ignore-end", arguments.ignore_end, "Goes on after the end-of-text token");
+  app.add_option("--threads", arguments.threads, "CPU threads; 0: all cores")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 4096));
+  app.footer(
+      "Text goes to stdout as it is made.\n"
+      "Exit codes: 0 done, 2 usage, 3 tokenizer, 4 model, 5 numerics, 1 anything else.");
+  return run_program("generate", app, argc, argv, [&] { return generate(arguments); });
+}

@@ -1,0 +1,217 @@
+#include "train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "core/log.h"
+#include "train/generator.h"
+#include "train/model/initialise.h"
+#include "train/stop_signal.h"
+#include "train/token_tensors.h"
+
+namespace jiboia {
+namespace {
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+TokenDataset open_dataset(const RunConfig& config, const std::string& folder, const char* key) {
+  if (!std::filesystem::exists(folder)) {
+    fail(ErrorKind::kData, "{} is {}, which does not exist (from {}).{}{}", key, folder,
+         std::filesystem::current_path().string(),
+         config.data.how_to_get.empty() ? "" : " To get the data:\n", config.data.how_to_get);
+  }
+  TokenDataset data = TokenDataset::open(
+      folder, {.seq_len = config.data.seq_len,
+               .vocab_size = config.model.vocab_size,
+               .document_starts = config.data.reset_at_document_starts ? DocumentStarts::kRead
+                                                                       : DocumentStarts::kIgnore});
+  log::info("{}: {}", key, data.summary());
+  return data;
+}
+
+std::int64_t workspace_bytes(const RunConfig& config, const MambaLm& model, Exec& exec,
+                             const MemoryPlan& plan) {
+  return std::max(plan.arena_bytes, plan_evaluate(model, Dtype::kF32, config.train.micro_batch_size,
+                                                  config.data.seq_len, exec));
+}
+
+}  // namespace
+
+RunData open_data(const RunConfig& config) {
+  RunData data{.train = open_dataset(config, config.data.train, "data.train")};
+  if (!config.data.validation.empty()) {
+    data.validation = open_dataset(config, config.data.validation, "data.validation");
+    if (data.validation->manifest().fingerprint() == data.train.manifest().fingerprint()) {
+      log::warning("data.validation holds the same tokens as data.train");
+    }
+  }
+  data.tokenizer_files = read_tokenizer_files(config.data.train);
+  const auto tokenizer = std::filesystem::path(config.data.train) / "tokenizer.json";
+  if (config.eval.sample_tokens > 0 && std::filesystem::exists(tokenizer)) {
+    data.tokenizer = Tokenizer::load(tokenizer);
+  }
+  return data;
+}
+
+Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec)
+    : config_(config),
+      folder_(folder),
+      data_(data),
+      exec_(exec),
+      model_(config.model),
+      plan_(plan_memory(config, model_, exec)),
+      parameters_(model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining),
+      workspace_(workspace_bytes(config, model_, exec, plan_)),
+      optimizer_(config.optim, parameters_),
+      checkpoints_(folder, config.checkpoint.keep),
+      progress_(config.log.every) {}
+
+void Trainer::start(DataChange data_change) {
+  folder_.warn_if_space_is_short(CheckpointStore::bytes(parameters_.parameter_count()));
+  log::info("{} parameters, {} in all\n{}", parameters_.parameter_count(),
+            byte_text(plan_.total_bytes()), optimizer_.describe());
+
+  const RunInputs inputs = make_run_inputs(config_, data_.train.manifest().fingerprint());
+  if (auto resumed = checkpoints_.resume(inputs, data_change, parameters_)) {
+    state_ = resumed->state;
+    log::info("resumed from {} at step {}", resumed->folder.string(), state_.step);
+  } else {
+    if (config_.init_from.empty()) {
+      initialise(parameters_, static_cast<std::uint64_t>(config_.seed));
+      log::info("no checkpoint in {}: starts at step 0 with weights drawn from seed {}",
+                folder_.checkpoints().string(), config_.seed);
+    } else {
+      load_model_weights(config_.init_from, parameters_, ExtraTensors::kWarn);
+      log::info("no checkpoint in {}: starts at step 0 with the weights of {}",
+                folder_.checkpoints().string(), config_.init_from);
+    }
+  }
+  state_.inputs = inputs;
+  write_file_atomically(folder_.path() / "config.yaml", to_yaml(config_));
+  metrics_.emplace(folder_.path() / "metrics.jsonl", state_.step);
+  loader_.emplace(data_.train,
+                  TokenLoader::Options{.order = RowOrder::kShuffled,
+                                       .seed = static_cast<std::uint64_t>(config_.seed),
+                                       .rows_per_batch = config_.train.micro_batch_size,
+                                       .first_position = state_.next_row});
+}
+
+RunEnd Trainer::run() {
+  StopSignal stop;
+  if (state_.step >= config_.train.max_steps) {
+    log::info("{} is finished: step {} of {}", folder_.path().string(), state_.step,
+              config_.train.max_steps);
+    return {.step = state_.step};
+  }
+  const auto due = [&](std::int64_t every) { return every > 0 && state_.step % every == 0; };
+  while (state_.step < config_.train.max_steps && !stop.received()) {
+    const double begin = now_s();
+    const StepResult result = step();
+    const double step_s = now_s() - begin;
+    nlohmann::ordered_json line = metrics_of(result, step_s);
+    show(result, step_s);
+    const bool last = state_.step == config_.train.max_steps;
+    if (data_.validation && (due(config_.eval.every) || (last && config_.eval.every > 0))) {
+      validate(line);
+    }
+    metrics_->append(line);
+    if (due(config_.checkpoint.every) || last) save();
+  }
+  if (state_.step < config_.train.max_steps) save();
+  return {.step = state_.step,
+          .signal = state_.step < config_.train.max_steps ? stop.received() : 0};
+}
+
+Trainer::StepResult Trainer::step() {
+  StepResult result;
+  const std::int64_t micro_batches =
+      config_.train.global_batch_size / config_.train.micro_batch_size;
+  const double share = 1.0 / static_cast<double>(micro_batches);
+  parameters_.begin_gradients();
+  for (std::int64_t i = 0; i < micro_batches; ++i) {
+    TokenBatch batch = loader_->next().value();
+    if (i == 0) result.epoch = batch.epoch;
+    result.data_wait_s += batch.wait_s;
+    Tape tape(exec_, workspace_.arena(), parameters_.values(), &parameters_, TapeMode::kTrain);
+    const LossVars losses =
+        model_.loss(tape, tensors_of(batch), config_.loss.z_loss, config_.train.recompute);
+    tape.backward();
+    result.loss += share * read_scalar(tape.value(losses.loss));
+    result.z_loss += share * config_.loss.z_loss * read_scalar(tape.value(losses.lse_squared));
+  }
+  parameters_.end_gradients();
+  require(std::isfinite(result.loss), ErrorKind::kNumerics,
+          "step {}: the loss is {}; no parameter was updated and the last checkpoint is intact",
+          state_.step + 1, result.loss);
+  result.lr =
+      learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps);
+  result.grad_norm = optimizer_.step(exec_, result.lr, state_.step + 1, micro_batches);
+  ++state_.step;
+  state_.next_row += config_.train.global_batch_size;
+  state_.tokens += tokens_per_step();
+  return result;
+}
+
+nlohmann::ordered_json Trainer::metrics_of(const StepResult& result, double step_s) const {
+  return {{"step", state_.step},
+          {"train/loss", result.loss},
+          {"train/z_loss", result.z_loss},
+          {"train/grad_norm", result.grad_norm},
+          {"train/lr", result.lr},
+          {"train/tokens", state_.tokens},
+          {"train/epoch", result.epoch},
+          {"perf/tokens_per_second", static_cast<double>(tokens_per_step()) / step_s},
+          {"perf/step_s", step_s},
+          {"perf/data_wait_s", result.data_wait_s},
+          {"mem/max_allocated_gib", static_cast<double>(plan_.total_bytes()) / (1 << 30)}};
+}
+
+void Trainer::show(const StepResult& result, double step_s) {
+  mean_step_s_ = mean_step_s_ == 0 ? step_s : 0.9 * mean_step_s_ + 0.1 * step_s;
+  progress_.show(
+      {.step = state_.step,
+       .max_steps = config_.train.max_steps,
+       .loss = result.loss,
+       .lr = result.lr,
+       .grad_norm = result.grad_norm,
+       .tokens_per_second = static_cast<double>(tokens_per_step()) / mean_step_s_,
+       .eta_s = mean_step_s_ * static_cast<double>(config_.train.max_steps - state_.step)});
+}
+
+void Trainer::validate(nlohmann::ordered_json& line) {
+  const Evaluation result = evaluate(
+      model_, parameters_.values(), *data_.validation,
+      {.rows_per_batch = config_.train.micro_batch_size, .max_rows = config_.eval.max_rows}, exec_,
+      workspace_.arena());
+  line["eval/loss"] = result.loss;
+  line["eval/ppl"] = result.perplexity();
+  if (result.bits_per_byte) line["eval/bits_per_byte"] = *result.bits_per_byte;
+  progress_.say(fmt::format(
+      "step {}: validation loss {:.4f}, perplexity {:.2f}{}", state_.step, result.loss,
+      result.perplexity(),
+      result.bits_per_byte ? fmt::format(", {:.4f} bits per byte", *result.bits_per_byte) : ""));
+  if (data_.tokenizer) say_sample();
+}
+
+void Trainer::say_sample() {
+  const std::vector<std::int32_t> prompt =
+      data_.tokenizer->encode(config_.eval.sample_prompt, true);
+  if (prompt.empty()) return;
+  std::vector<std::int32_t> tokens = prompt;
+  Generator generator(model_, parameters_.values(), exec_);
+  generator.generate(prompt, config_.eval.sample_tokens,
+                     {.temperature = 0.8, .top_p = 0.95, .seed = 0}, std::nullopt,
+                     [&](std::int32_t token) { tokens.push_back(token); });
+  // Rows of the model beyond the tokenizer's vocabulary stand for no text.
+  std::erase_if(tokens, [&](std::int32_t t) { return t >= data_.tokenizer->vocab_size(); });
+  progress_.say(fmt::format("sample: {}", data_.tokenizer->decode(tokens, true)));
+}
+
+void Trainer::save() {
+  metrics_->sync();
+  checkpoints_.save(state_, config_.model, parameters_, data_.tokenizer_files);
+}
+
+}  // namespace jiboia

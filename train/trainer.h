@@ -1,0 +1,83 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/exec.h"
+#include "data/token_loader.h"
+#include "data/tokenizer.h"
+#include "train/checkpoint/checkpoint_store.h"
+#include "train/checkpoint/model_weights.h"
+#include "train/config/config.h"
+#include "train/evaluator.h"
+#include "train/metrics_log.h"
+#include "train/model/mamba_lm.h"
+#include "train/optim/optimizer.h"
+#include "train/progress.h"
+#include "train/workspace.h"
+
+namespace jiboia {
+
+/// The data of a run, opened and checked.
+struct RunData {
+  TokenDataset train;
+  std::optional<TokenDataset> validation;
+  std::vector<CompanionFile> tokenizer_files;  ///< for the checkpoints
+  std::optional<Tokenizer> tokenizer;          ///< for samples
+};
+
+/// Opens what `config` names. Errors: Data, with config.data.how_to_get when a folder is missing.
+RunData open_data(const RunConfig& config);
+
+/// Why a run ended.
+struct RunEnd {
+  std::int64_t step = 0;
+  int signal = 0;  ///< SIGTERM or SIGINT; 0 when it is finished
+};
+
+/// One training run: resumes or starts, steps, validates, saves, stops.
+class Trainer {
+ public:
+  /// All arguments must outlive the trainer.
+  Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec);
+
+  /// Goes on from the newest checkpoint of the folder, else from step 0, and says which.
+  /// Errors: Checkpoint.
+  void start(DataChange data_change);
+  /// Steps until max_steps or a signal. Errors: Numerics when loss or gradient are not finite;
+  /// whatever data, disks and memory throw. The last checkpoint is intact then.
+  RunEnd run();
+
+ private:
+  struct StepResult {
+    double loss = 0, z_loss = 0, grad_norm = 0, lr = 0, epoch = 0, data_wait_s = 0;
+  };
+
+  StepResult step();
+  nlohmann::ordered_json metrics_of(const StepResult& result, double step_s) const;
+  void validate(nlohmann::ordered_json& line);
+  void say_sample();
+  void save();
+  void show(const StepResult& result, double step_s);
+  std::int64_t tokens_per_step() const {
+    return config_.train.global_batch_size * config_.data.seq_len;
+  }
+
+  const RunConfig& config_;
+  RunFolder& folder_;
+  RunData& data_;
+  Exec& exec_;
+  MambaLm model_;
+  MemoryPlan plan_;
+  ParameterStore parameters_;
+  Workspace workspace_;
+  Optimizer optimizer_;
+  CheckpointStore checkpoints_;
+  TrainerState state_;
+  std::optional<TokenLoader> loader_;
+  std::optional<MetricsLog> metrics_;
+  Progress progress_;
+  double mean_step_s_ = 0;  // recent steps', for the display only
+};
+
+}  // namespace jiboia
