@@ -128,6 +128,14 @@ TEST_F(SafetensorsTest, RefusesWhatTheReferenceRefuses) {
   EXPECT_THAT(refusal(file_of(same_bytes, zeros(16))), HasSubstr("tensor 't1'"));
 }
 
+TEST_F(SafetensorsTest, ChecksTheProductOfExtentsInOrder) {
+  const auto empty = [](const std::string& shape) {
+    return file_of(std::vector{tensor("a", "U8", shape, "[0,0]")});
+  };
+  EXPECT_EQ(open(empty("[0,9223372036854775807,9]")).entries()[0].elements, 0);
+  EXPECT_THAT(refusal(empty("[9223372036854775807,9,0]")), HasSubstr("shape: has more elements"));
+}
+
 TEST_F(SafetensorsTest, RefusesIncredibleHeaderLengths) {
   const auto with_length = [](std::uint64_t length) {
     std::string text = kGood;
