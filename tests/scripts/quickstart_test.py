@@ -170,8 +170,8 @@ def test_bigram_matches_hand_computed_values():
 @pytest.mark.parametrize("kind", [Unigram, KneserNeyBigram])
 def test_probabilities_of_every_context_sum_to_one(kind):
     generator = np.random.default_rng(7)
-    tokens = np.minimum(generator.zipf(1.3, 4000) - 1, 39)
-    model = kind(tokens.astype(np.uint16), 50)  # tokens 40 to 49 never occur
+    tokens = np.append(np.minimum(generator.zipf(1.3, 4000) - 1, 39), [40, 0])
+    model = kind(tokens.astype(np.uint16), 50)  # token 40 occurs once, 41 to 49 never
     every = model.probabilities(*np.divmod(np.arange(2500), 50)).reshape(50, 50)
     assert every.min() > 0
     assert every.sum(axis=1) == pytest.approx(np.ones(50), rel=1e-12)
