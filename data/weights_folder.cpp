@@ -93,8 +93,9 @@ WeightsFolder::WeightsFolder(const fs::path& folder_or_file) : path_(folder_or_f
   else
     fail(ErrorKind::kCheckpoint, "'{}' has neither {} nor {}{}", path_.string(), kSingleFile,
          kIndexFile,
-         is_there(path_ / "pytorch_model.bin") ? "; its pytorch_model.bin must be converted first"
-                                               : "");
+         is_there(path_ / "pytorch_model.bin")
+             ? "; scripts/convert_bin.py converts its pytorch_model.bin"
+             : "");
 }
 
 void WeightsFolder::open_file(const fs::path& path) {

@@ -170,7 +170,7 @@ TEST_F(WeightsFolderTest, RemovesFilesOfEarlierExports) {
 TEST_F(WeightsFolderTest, RefusesFoldersWithoutWeights) {
   EXPECT_THAT(refusal(), HasSubstr("has neither model.safetensors nor"));
   write_file_atomically(folder_ / "pytorch_model.bin", "x");
-  EXPECT_THAT(refusal(), HasSubstr("must be converted"));
+  EXPECT_THAT(refusal(), HasSubstr("scripts/convert_bin.py converts"));
   EXPECT_THROW(WeightsFolder(folder_ / "none"), Error);
 }
 
