@@ -294,11 +294,11 @@ std::pair<std::string, std::string> read_merge_pair(const json& value, const Jso
   if (value.is_array() && value.size() == 2 && value[0].is_string() && value[1].is_string()) {
     return {value[0].get<std::string>(), value[1].get<std::string>()};
   }
-  const std::string_view line = value.is_string() ? value.get_ref<const std::string&>() : "";
+  const std::string line = value.is_string() ? value.get<std::string>() : "";
   const std::size_t space = line.find(' ');
   require(space != line.npos && line.find(' ', space + 1) == line.npos, where.kind,
           "{}: expected \"left right\" or [\"left\", \"right\"]", where.name);
-  return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
+  return {line.substr(0, space), line.substr(space + 1)};
 }
 
 std::vector<BpeMerge> read_merges(const JsonObject& model, const JsonSource& where,
