@@ -27,19 +27,25 @@ template <class T>
 void store(const Vec<T>& value, T* to) {
   value.copy_to(to, stdx::element_aligned);
 }
+namespace detail {
+template <class T>
+auto first_lanes(std::int64_t count) {
+  return Vec<T>([](auto lane) { return static_cast<T>(lane); }) < Vec<T>(static_cast<T>(count));
+}
+}  // namespace detail
 /// The first `count` lanes from memory, zeros in the rest.
 template <class T>
 Vec<T> load(const T* from, std::int64_t count) {
   if (count >= kLanes<T>) return load(from);
-  return Vec<T>(
-      [&](auto lane) { return static_cast<std::int64_t>(lane) < count ? from[lane] : T(0); });
+  Vec<T> value = T(0);
+  stdx::where(detail::first_lanes<T>(count), value).copy_from(from, stdx::element_aligned);
+  return value;
 }
 /// The first `count` lanes to memory.
 template <class T>
 void store(const Vec<T>& value, T* to, std::int64_t count) {
   if (count >= kLanes<T>) return store(value, to);
-  for (std::int64_t lane = 0; lane < count; ++lane)
-    to[lane] = value[static_cast<std::size_t>(lane)];
+  stdx::where(detail::first_lanes<T>(count), value).copy_to(to, stdx::element_aligned);
 }
 
 /// e^x of every lane, f32: within 2 units in the last place; 0 where the result would be denormal
