@@ -43,16 +43,12 @@ std::string to_text(const MemoryPlan& plan) {
   std::string text =
       fmt::format("parameters                    {:>16}\n", plan.parameters.parameter_count);
   std::map<MemoryUse, std::int64_t> by_use;
-  struct Sum {
-    std::int64_t bytes = 0, blocks = 0;
-  };
-  std::map<std::string, Sum> by_label;
+  // Equal blocks are one entry: label and size, and how many there are.
+  std::map<std::pair<std::string, std::int64_t>, std::int64_t> counts;
   std::int64_t in_blocks = 0;
   for (const Arena::Usage& usage : plan.blocks_at_peak) {
     by_use[usage.use] += usage.bytes;
-    Sum& sum = by_label[fmt::format("{} of {}", to_string(usage.use), usage.label)];
-    sum.bytes += usage.bytes;
-    ++sum.blocks;
+    ++counts[{fmt::format("{} of {}", to_string(usage.use), usage.label), usage.bytes}];
     in_blocks += usage.bytes;
   }
   const auto line = [&](const std::string& name, std::int64_t bytes) {
@@ -67,14 +63,15 @@ std::string to_text(const MemoryPlan& plan) {
   line("activations: gaps", plan.arena_bytes - in_blocks);
   line("total", plan.total_bytes());
 
-  std::vector<std::pair<std::string, Sum>> largest(by_label.begin(), by_label.end());
-  std::stable_sort(largest.begin(), largest.end(),
-                   [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  std::vector<std::pair<std::pair<std::string, std::int64_t>, std::int64_t>> largest(counts.begin(),
+                                                                                     counts.end());
+  std::stable_sort(largest.begin(), largest.end(), [](const auto& a, const auto& b) {
+    return a.first.second * a.second > b.first.second * b.second;
+  });
   text += "largest at the peak of a micro-step:\n";
   for (std::size_t i = 0; i < std::min<std::size_t>(largest.size(), 10); ++i) {
-    const auto& [label, sum] = largest[i];
-    text += fmt::format("  {:<42}{:>4} x {:>12}\n", label, sum.blocks,
-                        byte_text(sum.bytes / sum.blocks));
+    const auto& [block, count] = largest[i];
+    text += fmt::format("  {:<42}{:>4} x {:>12}\n", block.first, count, byte_text(block.second));
   }
   return text;
 }
