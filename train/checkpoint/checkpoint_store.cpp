@@ -68,14 +68,20 @@ void remove_marked(const fs::path& folder) {
   fs::remove(folder);
 }
 
+/// Whether remove_marked() may have a folder. One whose maker died before marking it is empty.
+bool is_ours(const fs::path& folder) {
+  return fs::is_directory(fs::symlink_status(folder)) &&
+         (fs::exists(folder / kMarker) || fs::is_empty(folder));
+}
+
 void remove_unfinished(const fs::path& folder) {
   static const std::regex kName(R"(step_\d{8,18}\.tmp-.*)");
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     if (!std::regex_match(entry.path().filename().string(), kName)) continue;
-    if (!entry.is_directory() || entry.is_symlink()) continue;
-    if (!fs::exists(entry.path() / kMarker) && !fs::is_empty(entry.path())) {
-      log::warning("'{}' looks like an unfinished checkpoint, but is not marked as ours; it stays",
-                   entry.path().string());
+    if (!is_ours(entry.path())) {
+      log::warning(
+          "'{}' is called like an unfinished checkpoint, but is not marked as one; it stays",
+          entry.path().string());
       continue;
     }
     log::info("removing the unfinished checkpoint '{}'", entry.path().string());
@@ -159,10 +165,10 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
   if (state.step == newest_good_step_) return;
   fs::path temporary = path_of(state.step);
   temporary += ".tmp-" + run_id_;
-  if (fs::exists(temporary / kMarker)) remove_marked(temporary);  // of a save that failed
-  require(fs::create_directory(temporary) || fs::is_empty(temporary), ErrorKind::kIo,
-          "'{}' is in the way", temporary.string());
   try {
+    if (is_ours(temporary)) remove_marked(temporary);  // of a save that failed
+    require(fs::create_directory(temporary), ErrorKind::kIo, "'{}' is in the way",
+            temporary.string());
     mark(temporary);
     write(temporary, state, config, parameters, companions);
     commit(temporary, state.step);
@@ -170,7 +176,7 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
     std::error_code ignored;
     const std::uintmax_t free_bytes = fs::space(folder_, ignored).available;
     try {
-      remove_marked(temporary);
+      if (is_ours(temporary)) remove_marked(temporary);
     } catch (const fs::filesystem_error&) {  // the next start tries again
     }
     const auto* known = dynamic_cast<const Error*>(&error);

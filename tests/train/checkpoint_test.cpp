@@ -1,0 +1,541 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <numeric>
+#include <random>
+
+#include "core/error.h"
+#include "tests/support/temporary_folder.h"
+#include "tests/train/tiny_model.h"
+#include "train/checkpoint/checkpoint_store.h"
+#include "train/checkpoint/manifest.h"
+#include "train/checkpoint/model_weights.h"
+#include "train/checkpoint/optimizer_state.h"
+
+namespace jiboia {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+RunInputs tiny_inputs() {
+  return {{{"model.vocab_size", "29"}, {"optim.lr", "0.001"}, {"seed", "1"}}, "fingerprint"};
+}
+
+TrainerState state_at(std::int64_t step) {
+  return {.step = step,
+          .tokens = step * 1000,
+          .next_row = step * 8,
+          .inputs = tiny_inputs(),
+          .history = {{"best_loss", 1.0 / 3}, {"counts", {1, 2, 3}}}};
+}
+
+void overwrite(const fs::path& path, const std::string& contents) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << contents;
+}
+
+std::string contents_of(const fs::path& path) { return read_text_file(path, 1 << 20); }
+
+/// Makes the manifest agree with what lies in the folder, as a careless person might.
+void renew_manifest(const fs::path& folder) {
+  Manifest manifest = read_manifest(folder);
+  manifest.files.clear();
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename();
+    if (name != Manifest::kFileName && name[0] != '.')
+      manifest.files[name] = digest_file(entry.path());
+  }
+  overwrite(folder / Manifest::kFileName, to_text(manifest));
+}
+
+/// Flips one bit of a checkpoint's file for the time of a verification.
+void expect_flip_is_seen(const fs::path& path, std::size_t bit) {
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  const auto place = static_cast<std::streamoff>(bit / 8 % fs::file_size(path));
+  const auto flip = [&] {
+    const int byte = file.seekg(place).get();
+    file.seekp(place).put(static_cast<char>(byte ^ 1 << bit % 8)).flush();
+  };
+  flip();
+  EXPECT_THROW(verify_folder(path.parent_path()), Error) << path << " at byte " << place;
+  flip();
+}
+
+class CheckpointTest : public testing::Test {
+ protected:
+  /// Saves the given steps in one run; the weights of a step are tiny_store(step).
+  void save(const std::vector<std::int64_t>& steps, std::int64_t keep = 0) {
+    const RunFolder run(output_);
+    CheckpointStore store(run, keep);
+    for (const std::int64_t step : steps) save_one(store, step);
+  }
+  static void save_one(CheckpointStore& store, std::int64_t step) {
+    store.save(state_at(step), tiny_config(), tiny_store(static_cast<int>(step)),
+               {{"tokenizer.json", "{}"}});
+  }
+  /// The step that a new run would go on from, with the right weights; -1 for none.
+  std::int64_t resumed_step() {
+    ParameterStore parameters = tiny_store(1000);
+    std::optional<CheckpointStore::Resumed> resumed;
+    testing::internal::CaptureStderr();
+    try {
+      const RunFolder run(output_);
+      CheckpointStore store(run, 0);
+      resumed = store.resume(tiny_inputs(), DataChange::kRefuse, parameters);
+    } catch (...) {
+      log_ = testing::internal::GetCapturedStderr();
+      throw;
+    }
+    log_ = testing::internal::GetCapturedStderr();
+    if (!resumed) return -1;
+    const std::int64_t step = resumed->state.step;
+    EXPECT_EQ(resumed->state, state_at(step));
+    EXPECT_TRUE(equal_bits(parameters, tiny_store(static_cast<int>(step))));
+    return step;
+  }
+  std::string resume_error() {
+    try {
+      resumed_step();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint) << error.what();
+      return error.what();
+    }
+    ADD_FAILURE() << "no error was thrown";
+    return "";
+  }
+  fs::path folder_of(std::int64_t step) const {
+    return output_ / "checkpoints" / fmt::format("step_{:08}", step);
+  }
+  std::vector<std::string> names_in_checkpoints() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(output_ / "checkpoints"))
+      names.push_back(entry.path().filename());
+    std::ranges::sort(names);
+    return names;
+  }
+
+  TemporaryFolder root_;
+  const fs::path output_ = root_ / "runs/a";
+  std::string log_;  ///< of the last resumed_step()
+};
+
+TEST_F(CheckpointTest, NothingCommittedIsNothing) {
+  EXPECT_EQ(resumed_step(), -1);
+  save({3});
+  fs::rename(folder_of(3), folder_of(3).string() + ".tmp-0123");  // died before the rename
+  EXPECT_EQ(resumed_step(), -1);
+  EXPECT_THAT(log_, HasSubstr("removing the unfinished checkpoint"));
+  EXPECT_EQ(names_in_checkpoints(), std::vector<std::string>{"latest"});
+}
+
+TEST_F(CheckpointTest, ResumesFromTheNewest) {
+  save({1, 2, 10});
+  EXPECT_EQ(resumed_step(), 10);
+  EXPECT_EQ(log_, "");
+  EXPECT_EQ(fs::read_symlink(output_ / "checkpoints/latest"), "step_00000010");
+}
+
+TEST_F(CheckpointTest, TheRunsIdGoesOn) {
+  const RunFolder run(output_);
+  CheckpointStore first(run, 0), second(run, 0), third(run, 0);
+  save_one(first, 1);
+  EXPECT_NE(first.run_id(), second.run_id());
+  ParameterStore parameters = tiny_store(0);
+  ASSERT_TRUE(second.resume(tiny_inputs(), DataChange::kRefuse, parameters));
+  EXPECT_EQ(second.run_id(), first.run_id());
+  EXPECT_EQ(read_manifest(folder_of(1)).run_id, first.run_id());
+}
+
+TEST_F(CheckpointTest, AFolderIsAHuggingFaceModelAndATrainersState) {
+  save({1});
+  std::vector<std::string> names;
+  for (const auto& [name, digest] : verify_folder(folder_of(1)).files) names.push_back(name);
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"config.json", "generation_config.json", "model.safetensors",
+                                      "optimizer_00000_of_00001.safetensors", "tokenizer.json",
+                                      "trainer_state.json"}));
+  const SafetensorsFile optimizer(folder_of(1) / "optimizer_00000_of_00001.safetensors");
+  EXPECT_EQ(optimizer.at("exp_avg/backbone.norm_f.weight[0:23]").dtype_name, "F32");
+  EXPECT_EQ(optimizer.metadata().at("step"), "1");
+}
+
+TEST_F(CheckpointTest, EqualWeightsGiveEqualModelFiles) {
+  save({1});
+  const FileDigest first = digest_file(folder_of(1) / "model.safetensors");
+  fs::remove_all(output_);
+  save({1});
+  EXPECT_EQ(digest_file(folder_of(1) / "model.safetensors"), first);
+}
+
+TEST_F(CheckpointTest, SavingTheSameStepAgainDoesNothing) {
+  const RunFolder run(output_);
+  CheckpointStore store(run, 0);
+  save_one(store, 5);
+  const auto time = fs::last_write_time(folder_of(5));
+  save_one(store, 5);
+  EXPECT_EQ(fs::last_write_time(folder_of(5)), time);
+}
+
+TEST_F(CheckpointTest, AnyFlippedBitIsSeen) {
+  save({1});
+  std::mt19937 random(1);
+  for (const auto& [name, digest] : verify_folder(folder_of(1)).files)
+    for (int i = 0; i < 800; ++i) expect_flip_is_seen(folder_of(1) / name, random());
+  for (int i = 0; i < 800; ++i) expect_flip_is_seen(folder_of(1) / Manifest::kFileName, random());
+  EXPECT_EQ(resumed_step(), 1);
+}
+
+TEST_F(CheckpointTest, AnyWrongLengthIsSeen) {
+  save({1});
+  for (const auto& entry : fs::directory_iterator(folder_of(1))) {
+    const std::string good = contents_of(entry.path());
+    for (std::size_t bytes = 0; bytes < good.size(); bytes += 1 + good.size() / 100) {
+      overwrite(entry.path(), good.substr(0, bytes));
+      ASSERT_THROW(verify_folder(folder_of(1)), Error) << entry.path() << " cut at " << bytes;
+    }
+    if (good.empty()) continue;  // the marker
+    overwrite(entry.path(), good + "x");
+    ASSERT_THROW(verify_folder(folder_of(1)), Error) << entry.path();
+    overwrite(entry.path(), std::string(good.size(), '\0'));
+    ASSERT_THROW(verify_folder(folder_of(1)), Error) << entry.path();
+    overwrite(entry.path(), good);
+  }
+  EXPECT_EQ(resumed_step(), 1);
+}
+
+TEST_F(CheckpointTest, FallsBackLoudlyToAnOlderOne) {
+  save({1, 2, 3});
+  overwrite(folder_of(3) / "model.safetensors", "short");
+  fs::remove(folder_of(2) / "trainer_state.json");
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, AllOf(HasSubstr("step_00000003 is damaged"), HasSubstr("has 5 bytes"),
+                          HasSubstr("step_00000002 is damaged"), HasSubstr("is missing")));
+}
+
+TEST_F(CheckpointTest, NeverStartsOverWhenAllAreDamaged) {
+  save({1, 2, 3});
+  overwrite(folder_of(1) / "config.json", "{}");
+  fs::remove(folder_of(2) / Manifest::kFileName);
+  fs::remove_all(folder_of(3));
+  fs::create_directory(folder_of(3));
+  EXPECT_THAT(resume_error(), AllOf(HasSubstr("step_00000001: '"), HasSubstr("step_00000002: "),
+                                    HasSubstr("step_00000003: ")));
+}
+
+TEST_F(CheckpointTest, FilesBesideTheManifestsOnlyWarn) {
+  save({1});
+  overwrite(folder_of(1) / "notes.txt", "a good one");
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, AllOf(HasSubstr("warning"), HasSubstr("notes.txt")));
+}
+
+TEST_F(CheckpointTest, TheManifestCannotLeadOutOfItsFolder) {
+  save({1});
+  overwrite(root_ / "outside", "text");
+  for (const char* name : {"../outside", "/etc/passwd", "..", ""}) {
+    Manifest manifest = read_manifest(folder_of(1));
+    manifest.files[name] = {4, 0};
+    overwrite(folder_of(1) / Manifest::kFileName, to_text(manifest));
+    EXPECT_THAT(resume_error(), HasSubstr("is not the name of a file"));
+    manifest.files.erase(name);
+    overwrite(folder_of(1) / Manifest::kFileName, to_text(manifest));
+  }
+}
+
+TEST_F(CheckpointTest, LatestIsNeverTrusted) {
+  save({1, 2});
+  const fs::path latest = output_ / "checkpoints/latest";
+  fs::remove(latest);
+  overwrite(latest, "");
+  EXPECT_EQ(resumed_step(), 2);
+  overwrite(latest, "step_00000001");
+  EXPECT_EQ(resumed_step(), 2);
+  fs::remove(latest);
+  fs::create_symlink("step_00000099", latest);
+  EXPECT_EQ(resumed_step(), 2);
+}
+
+TEST_F(CheckpointTest, OnlyExactNamesCount) {
+  save({9, 10});
+  fs::rename(folder_of(10), folder_of(100000000));  // nine digits follow eight
+  EXPECT_THAT(fs::exists(output_ / "checkpoints/step_100000000"), true);
+  for (const char* name : {"step_-1", "step_1e3", "step_00000011.bak", "step_9223372036854775808",
+                           "step_000000012", "step_13", "xstep_00000014", "step_00000015 "})
+    fs::copy(folder_of(9), output_ / "checkpoints" / name, fs::copy_options::recursive);
+  overwrite(output_ / "checkpoints/step_00000016", "a file");
+  const RunFolder run(output_);
+  EXPECT_EQ(CheckpointStore(run, 0).steps(), (std::vector<std::int64_t>{9, 100000000}));
+}
+
+TEST_F(CheckpointTest, ACheckpointUnderAnotherStepsNameIsRejected) {
+  save({1, 2});
+  fs::rename(folder_of(2), folder_of(7));
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, HasSubstr("holds step 2"));
+}
+
+TEST_F(CheckpointTest, RefusesPartsOfOtherSaves) {
+  save({1, 2});
+  const std::string optimizer = optimizer_file_name({0, 1});
+  fs::copy_file(folder_of(1) / optimizer, folder_of(2) / optimizer,
+                fs::copy_options::overwrite_existing);
+  renew_manifest(folder_of(2));
+  EXPECT_THAT(resume_error(),
+              AllOf(HasSubstr(optimizer), HasSubstr("does not belong to rank 0 of 1 of step 2")));
+
+  fs::remove(folder_of(2) / optimizer);
+  renew_manifest(folder_of(2));
+  EXPECT_THAT(resume_error(), HasSubstr("has no optimizer state"));
+}
+
+TEST_F(CheckpointTest, RefusesTensorsOfAnotherModel) {
+  save({1});
+  std::vector<ParameterSpec> specs = tiny_parameters();
+  specs[3].shape = {45};
+  specs[3].file_shape = {45};
+  specs[4].name = "backbone.norm_g.weight";
+  ParameterStore other(specs, Dtype::kF32, StoreContents::kValuesAndTraining);
+  const RunFolder run(output_);
+  CheckpointStore store(run, 0);
+  try {
+    store.resume(tiny_inputs(), DataChange::kRefuse, other);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("mixer.D: is (46), expected (45)"),
+                                    HasSubstr("norm_g.weight: is missing"),
+                                    HasSubstr("norm_f.weight: is not a part")));
+  }
+}
+
+TEST_F(CheckpointTest, ANewerProgramsCheckpointIsNotPassedOver) {
+  save({1, 2});
+  Manifest manifest = read_manifest(folder_of(2));
+  std::string text = to_text(manifest);
+  const std::string version = "\"format_version\": 1";
+  text.replace(text.find(version), version.size(), "\"format_version\": 2");
+  overwrite(folder_of(2) / Manifest::kFileName, text);
+  EXPECT_EQ(resumed_step(), 1);  // its hash is wrong: damaged, not newer
+  // With the right hash, which the damaged text's error does not tell.
+  nlohmann::json body = nlohmann::json::parse(text)["manifest"];
+  Hasher hasher;
+  hasher.update(bytes_of(body.dump()));
+  const nlohmann::json whole = {{"manifest", body}, {"xxh3", hash_text(hasher.digest())}};
+  overwrite(folder_of(2) / Manifest::kFileName, whole.dump(2) + "\n");
+  EXPECT_THAT(resume_error(), AllOf(HasSubstr("written by version"), HasSubstr("format 2")));
+}
+
+TEST_F(CheckpointTest, ComparesTheRunsInputs) {
+  const RunInputs saved = tiny_inputs();
+  const auto refusal = [&](RunInputs now, DataChange change) -> std::string {
+    testing::internal::CaptureStderr();
+    try {
+      check_inputs(saved, now, change);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint);
+      testing::internal::GetCapturedStderr();
+      return error.what();
+    }
+    log_ = testing::internal::GetCapturedStderr();
+    return "";
+  };
+  RunInputs now = saved;
+  EXPECT_EQ(refusal(now, DataChange::kRefuse), "");
+  EXPECT_EQ(log_, "");
+
+  now.config["optim.lr"] = "0.002";
+  now.config["log.every"] = "5";
+  EXPECT_EQ(refusal(now, DataChange::kRefuse), "");
+  EXPECT_THAT(log_, AllOf(HasSubstr("optim.lr: 0.001 -> 0.002"), HasSubstr("log.every: (none)")));
+
+  now.config["seed"] = "2";
+  EXPECT_THAT(refusal(now, DataChange::kRefuse), HasSubstr("seed: 1 -> 2"));
+  EXPECT_EQ(refusal(now, DataChange::kAllow), "");
+  EXPECT_THAT(log_, HasSubstr("seed: 1 -> 2"));
+
+  now = saved;
+  now.data_fingerprint = "other";
+  EXPECT_THAT(refusal(now, DataChange::kRefuse), HasSubstr("fingerprint -> other"));
+  EXPECT_EQ(refusal(now, DataChange::kAllow), "");
+
+  now = saved;
+  now.config["model.vocab_size"] = "30";
+  EXPECT_THAT(refusal(now, DataChange::kAllow), HasSubstr("model.vocab_size: 29 -> 30"));
+}
+
+TEST_F(CheckpointTest, RunInputsHaveEveryKeyOfTheConfiguration) {
+  RunConfig config;
+  config.optim.lr = 0.125;
+  const RunInputs inputs = make_run_inputs(config, "f");
+  EXPECT_EQ(inputs.config.size(), run_options().size());
+  EXPECT_EQ(inputs.config.at("optim.lr"), "0.125");
+  // What check_inputs() knows by name exists.
+  for (const char* key :
+       {"seed", "data.seq_len", "model.vocab_size", "model.hidden_size", "model.num_hidden_layers",
+        "model.state_size", "model.conv_kernel", "model.expand", "model.time_step_rank",
+        "model.use_bias", "model.use_conv_bias", "model.tie_word_embeddings"}) {
+    RunInputs changed = inputs;
+    ASSERT_TRUE(changed.config.contains(key)) << key;
+    changed.config[key] = "changed";
+    EXPECT_THROW(check_inputs(inputs, changed, DataChange::kRefuse), Error) << key;
+  }
+}
+
+TEST_F(CheckpointTest, AnyNumberOfRanksCanBeLoaded) {
+  const ParameterStore original = tiny_store(1);
+  const SaveId save_id{"run", 7};
+  for (const int count : {1, 2, 3, 8}) {
+    TemporaryFolder folder;
+    for (int index = 0; index < count; ++index)
+      write_optimizer_state(folder.path(), original, {index, count}, save_id);
+    ParameterStore loaded = tiny_store(2);
+    load_optimizer_state(folder.path(), loaded, save_id);
+    EXPECT_TRUE(equal_bits(loaded.flat_exp_avg(), original.flat_exp_avg()));
+    EXPECT_TRUE(equal_bits(loaded.flat_exp_avg_sq(), original.flat_exp_avg_sq()));
+
+    const auto error = [&]() -> std::string {
+      try {
+        load_optimizer_state(folder.path(), loaded, save_id);
+      } catch (const Error& thrown) {
+        return thrown.what();
+      }
+      return "";
+    };
+    if (count < 3) continue;
+    const fs::path last = folder / optimizer_file_name({count - 1, count});
+    fs::remove(last);
+    EXPECT_THAT(error(), AllOf(HasSubstr(last.filename().string()), HasSubstr("is missing")));
+    fs::copy_file(folder / optimizer_file_name({0, count}), last);
+    EXPECT_THAT(error(), HasSubstr("does not belong to rank"));
+    fs::remove(last);
+    write_optimizer_state(folder.path(), original, {count - 1, count}, save_id);
+    write_optimizer_state(folder.path(), original, {0, 1}, save_id);
+    EXPECT_THAT(error(), HasSubstr("several numbers of ranks"));
+  }
+}
+
+TEST_F(CheckpointTest, KeepsTheNewest) {
+  for (const std::int64_t keep : {0, 1, 2, 3, 4}) {
+    fs::remove_all(output_);
+    const RunFolder run(output_);
+    CheckpointStore store(run, keep);
+    for (std::int64_t step = 1; step <= 6; ++step) {
+      save_one(store, step);
+      const std::int64_t kept = keep == 0 ? step : std::min(keep, step);
+      std::vector<std::int64_t> expected(static_cast<std::size_t>(kept));
+      std::iota(expected.begin(), expected.end(), step - kept + 1);
+      EXPECT_EQ(store.steps(), expected) << "keep " << keep;
+    }
+    EXPECT_EQ(names_in_checkpoints().size(), store.steps().size() + 1);  // and latest
+  }
+}
+
+TEST_F(CheckpointTest, DamagedOnesAreNotCountedAndGiveWay) {
+  save({1, 2, 3, 4});
+  overwrite(folder_of(3) / "config.json", "{}");
+  overwrite(folder_of(4) / "config.json", "{}");
+  const RunFolder run(output_);
+  CheckpointStore store(run, 2);
+  ParameterStore parameters = tiny_store(0);
+  EXPECT_EQ(store.resume(tiny_inputs(), DataChange::kRefuse, parameters)->state.step, 2);
+  save_one(store, 3);  // in the damaged one's place
+  EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{2, 3, 4}));
+  verify_folder(folder_of(3));
+  save_one(store, 5);
+  EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{3, 5}));
+}
+
+TEST_F(CheckpointTest, RemovesOnlyWhatItMade) {
+  save({1});
+  const fs::path checkpoints = output_ / "checkpoints";
+  fs::create_directory(checkpoints / "step_00000002.tmp-foreign");
+  overwrite(checkpoints / "step_00000002.tmp-foreign/data", "precious");
+  fs::create_directory(checkpoints / "step_00000003.tmp-empty");  // died before it was marked
+  fs::create_directory(checkpoints / "other.tmp-1");
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, HasSubstr("step_00000002.tmp-foreign"));
+  EXPECT_EQ(names_in_checkpoints(),
+            (std::vector<std::string>{"latest", "other.tmp-1", "step_00000001",
+                                      "step_00000002.tmp-foreign"}));
+  EXPECT_EQ(contents_of(checkpoints / "step_00000002.tmp-foreign/data"), "precious");
+}
+
+TEST_F(CheckpointTest, OneRunPerFolder) {
+  std::optional<RunFolder> first(std::in_place, output_);
+  try {
+    RunFolder second(output_);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(output_.string()),
+                                    HasSubstr(fmt::format("process {} on ", ::getpid()))));
+  }
+  first.reset();
+  RunFolder third(output_);
+}
+
+TEST_F(CheckpointTest, UnusableFoldersAreRefusedAtTheStart) {
+  const auto refusal = [](const fs::path& path) -> std::string {
+    try {
+      RunFolder run(path);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kIo);
+      return error.what();
+    }
+    return "";
+  };
+  overwrite(root_ / "file", "");
+  EXPECT_THAT(refusal(root_ / "file"),
+              AllOf(HasSubstr("file/checkpoints"), HasSubstr("directory")));
+  EXPECT_THAT(refusal(root_ / "file/below"), HasSubstr("cannot create"));
+  fs::create_symlink(root_ / "loop", root_ / "loop");
+  EXPECT_THAT(refusal(root_ / "loop"), HasSubstr("symbolic links"));
+  EXPECT_THAT(refusal("/proc/jiboia"), HasSubstr("cannot create"));
+  fs::create_directories(root_ / "b");
+  overwrite(root_ / "b/checkpoints", "");
+  EXPECT_THAT(refusal(root_ / "b"), HasSubstr("b/checkpoints"));
+  EXPECT_EQ(refusal(root_ / "new/with/parents"), "");
+}
+
+TEST_F(CheckpointTest, WarnsWhenTheDiskIsSmall) {
+  const RunFolder run(output_);
+  testing::internal::CaptureStderr();
+  run.warn_if_space_is_short(1);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  testing::internal::CaptureStderr();
+  run.warn_if_space_is_short(std::int64_t{1} << 60);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("warning"), HasSubstr("free")));
+}
+
+TEST_F(CheckpointTest, FindsTheModelThatIsMeant) {
+  save({1, 2, 3});
+  overwrite(folder_of(3) / "config.json", "{}");
+  EXPECT_EQ(find_model(output_), folder_of(2));
+  EXPECT_EQ(find_model(output_ / "checkpoints"), folder_of(2));
+  EXPECT_EQ(find_model(folder_of(1)), folder_of(1));
+  EXPECT_THROW(find_model(folder_of(3)), Error);
+  fs::create_directory(root_ / "plain");
+  EXPECT_EQ(find_model(root_ / "plain"), root_ / "plain");
+  fs::create_directories(root_ / "new/checkpoints");
+  EXPECT_THROW(find_model(root_ / "new"), Error);
+}
+
+TEST_F(CheckpointTest, ReadsTokenizerFiles) {
+  overwrite(root_ / "tokenizer.json", "1");
+  overwrite(root_ / "special_tokens_map.json", "2");
+  overwrite(root_ / "README.md", "3");
+  const auto files = read_tokenizer_files(root_.path());
+  ASSERT_EQ(files.size(), 2U);
+  EXPECT_EQ(files[0].name + files[0].contents, "tokenizer.json1");
+  EXPECT_EQ(files[1].name + files[1].contents, "special_tokens_map.json2");
+}
+
+}  // namespace
+}  // namespace jiboia
