@@ -117,7 +117,6 @@ class BackwardTile {
                    (batch * ceil_div(in.D, kBlock) + block) * (kSteps + in.W - 1) * kBlock),
         weight_sums_(partials.weight + batch * in.W * in.D + first_channel_),
         bias_sums_(partials.bias + batch * in.D + first_channel_) {
-    std::fill_n(grad_sums_, (kSteps + in.W - 1) * kBlock, T(0));
     for (std::int64_t k = 0; k < in.W; ++k) std::fill_n(weight_sums_ + k * in.D, channels_, T(0));
     std::fill_n(bias_sums_, channels_, T(0));
   }
