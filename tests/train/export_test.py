@@ -1,0 +1,195 @@
+"""Tests of `export` and convert_bin.py: transformers opens what they write, with the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+
+PROGRAM = Path(os.environ["JIBOIA_BUILD_DIR"]) / "bin" / "export"
+CONVERT_BIN = Path(os.environ["JIBOIA_SOURCE_DIR"]) / "scripts" / "convert_bin.py"
+SHAPE = dict(vocab_size=50, hidden_size=24, num_hidden_layers=2, state_size=5, conv_kernel=3, expand=3)
+
+
+def export(source, output, *arguments, code=0):
+    command = [PROGRAM, "--checkpoint", source, "--output", output, *arguments]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout if code == 0 else result.stderr
+
+
+def save_model(folder, **config):
+    """A random model of transformers, saved as transformers does."""
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(**{**SHAPE, **config})).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def load_model(folder, **arguments):
+    """A folder as transformers opens it; nothing missing, nothing left over."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return tmp_path / "a source"
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "below" / "the output"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"tie_word_embeddings": False}, {"use_bias": True, "use_conv_bias": False}],
+    ids=["tied", "untied", "biases"],
+)
+def test_same_model_in_transformers(source, output, config):
+    original = save_model(source, **config)
+    printed = export(source, output)
+    assert f"hf upload USER/NAME {output}" in printed
+    assert same_weights(load_model(output), original)
+    ours, theirs = AutoConfig.from_pretrained(output).to_dict(), original.config.to_dict()
+    for key in MambaConfig().to_dict().keys() - {"_name_or_path", "transformers_version", "architectures"}:
+        assert ours[key] == theirs[key], key
+    with safe_open(output / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_tokens_that_do_not_exist(source, output):
+    save_model(source, bos_token_id=None, eos_token_id=7, pad_token_id=None)
+    export(source, output)
+    model = load_model(output)
+    for config in (model.config, model.generation_config):
+        ids = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+        assert ids == (None, 7, None)
+
+
+def test_bfloat16_keeps_the_recurrence_in_float32(source, output):
+    original = save_model(source)
+    export(source, output, "--dtype", "bfloat16")
+    for name, tensor in load_file(output / "model.safetensors").items():
+        is_exact = name.endswith((".A_log", ".D"))
+        assert tensor.dtype == (torch.float32 if is_exact else torch.bfloat16), name
+        expected = original.state_dict()[name]
+        assert torch.equal(tensor, expected if is_exact else expected.bfloat16()), name
+    ids = torch.arange(20)[None]
+    expected = original(ids, use_cache=False).logits
+    logits = load_model(output).float()(ids, use_cache=False).logits
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
+    assert load_model(output, torch_dtype="auto").dtype == torch.bfloat16
+    export(output, source.with_name("again"))  # ours, too, reads mixed dtypes
+
+
+def test_shards_and_what_replaces_them(source, output):
+    original = save_model(source)
+    export(source, output, "--max-shard-size", "10KB")
+    index = json.loads((output / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {path.name for path in output.glob("model-*")}
+    assert not (output / "model.safetensors").exists()
+    assert same_weights(load_model(output), original)
+
+    again = source.with_name("again")
+    export(output, again)
+    assert same_weights(load_model(again), original)
+    export(source, output)
+    assert sorted(path.name for path in output.iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
+    assert same_weights(load_model(output), original)
+
+
+def test_tokenizer_files_and_model_card(source, output, tmp_path):
+    save_model(source)
+    (source / "tokenizer.json").write_text('{"model": {}}')
+    (source / "tokenizer_config.json").write_text("{}")
+    export(source, output)
+    assert (output / "tokenizer.json").read_text() == '{"model": {}}'
+    assert (output / "tokenizer_config.json").exists()
+    card = (output / "README.md").read_text()
+    parameters = sum(p.numel() for p in load_model(output).parameters())
+    assert "library_name: transformers" in card and str(parameters) in card
+
+    (tmp_path / "card.md").write_text("# Mine\n")
+    export(source, output, "--model-card", tmp_path / "card.md")
+    assert (output / "README.md").read_text() == "# Mine\n"
+
+
+def test_reads_mamba_ssm(source, output):
+    original = save_model(source, vocab_size=56, expand=2, state_size=16, conv_kernel=4)
+    tensors = load_file(source / "model.safetensors")
+    tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
+    tensors["lm_head.weight"] = tensors["backbone.embedding.weight"].clone()
+    save_file(tensors, source / "model.safetensors")
+    config = {"d_model": 24, "n_layer": 2, "vocab_size": 50, "ssm_cfg": {}, "rms_norm": True}
+    (source / "config.json").write_text(json.dumps(config))
+    export(source, output)
+    assert same_weights(load_model(output), original)
+
+
+def test_converts_bin_files(source, output):
+    original = save_model(source)
+    state = original.state_dict()
+    assert state["lm_head.weight"].data_ptr() == state["backbone.embeddings.weight"].data_ptr()
+    torch.save(state, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    assert "pytorch_model.bin" in export(source, output, code=4)
+    subprocess.run([sys.executable, CONVERT_BIN, source], check=True, capture_output=True)
+    with safe_open(source / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"} and "lm_head.weight" not in file.keys()
+    export(source, output)
+    assert same_weights(load_model(output), original)
+
+
+def test_does_not_run_code_of_bin_files(source, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "attacked",)
+
+    source.mkdir()
+    torch.save({"weight": Attack()}, source / "pytorch_model.bin")
+    result = subprocess.run([sys.executable, CONVERT_BIN, source], capture_output=True)
+    assert result.returncode != 0
+    assert not (tmp_path / "attacked").exists() and not (source / "model.safetensors").exists()
+
+
+def test_refusals(source, output, tmp_path):
+    save_model(source)
+    before = (source / "model.safetensors").read_bytes()
+    assert "is the model to be exported" in export(source, source, code=2)
+    (tmp_path / "link").symlink_to(source)
+    assert "is the model to be exported" in export(source, tmp_path / "link", code=2)
+    assert (source / "model.safetensors").read_bytes() == before
+
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "MANIFEST.json").write_text("{}")
+    assert "is a checkpoint" in export(source, tmp_path / "checkpoint", code=2)
+    assert "5 apples" in export(source, output, "--max-shard-size", "5 apples", code=2)
+    assert "--dtype" in export(source, output, "--dtype", "float64", code=2)
+    assert "config.json" in export(tmp_path / "nothing", output, code=7)
+    (tmp_path / "file").write_text("")
+    assert "cannot create folder" in export(source, tmp_path / "file", code=7)
+    assert not output.exists()
+
+    tensors = load_file(source / "model.safetensors")
+    del tensors["backbone.norm_f.weight"]
+    tensors["backbone.norm.weight"] = torch.ones(24)
+    save_file(tensors, source / "model.safetensors")
+    message = export(source, output, code=4)
+    assert "backbone.norm_f.weight: is missing" in message
+    assert "backbone.norm.weight: is not a part" in message

@@ -1,0 +1,150 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "core/error.h"
+#include "data/file.h"
+#include "train/checkpoint/checkpoint_store.h"
+#include "train/checkpoint/manifest.h"
+#include "train/checkpoint/model_folder.h"
+#include "train/checkpoint/model_weights.h"
+#include "train/checkpoint/trainer_state.h"
+#include "train/model/hf_config.h"
+#include "train/model/mamba_lm.h"
+#include "train/tools/program.h"
+
+namespace jiboia {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kDescription =
+    "Writes a Hugging Face model folder: config.json, generation_config.json, weights as\n"
+    "safetensors, the tokenizer's files and a model card. transformers opens it with\n"
+    "AutoModelForCausalLM and AutoTokenizer. Files are replaced one by one, each all or nothing;\n"
+    "weight files of an earlier export with other shards are removed.";
+constexpr const char* kFooter =
+    "Exit codes: 0 done, 2 usage, 4 the model is damaged or not a Mamba-1 model, 7 disk.";
+
+struct Request {
+  fs::path checkpoint;
+  fs::path output;
+  std::string dtype = "float32";
+  std::string max_shard_size = "5GB";
+  fs::path model_card;
+};
+
+/// What a generated model card says.
+struct CardFacts {
+  std::string name;
+  ModelConfig config;
+  std::int64_t parameter_count = 0;
+  std::optional<TrainerState> state;
+};
+
+std::string model_card(const CardFacts& facts) {
+  const ModelConfig& config = facts.config;
+  std::string card = fmt::format(
+      "---\n"
+      "library_name: transformers\n"
+      "pipeline_tag: text-generation\n"
+      "tags:\n"
+      "- mamba\n"
+      "---\n\n"
+      "# {}\n\n"
+      "A Mamba-1 language model of {} parameters, trained with Jiboia.\n\n"
+      "| | |\n|---|---|\n"
+      "| Layers | {} |\n| Hidden size | {} |\n| State size | {} |\n| Convolution | {} |\n"
+      "| Expansion | {} |\n| Time step rank | {} |\n| Vocabulary | {} |\n"
+      "| Head tied to the embedding | {} |\n",
+      facts.name, facts.parameter_count, config.num_hidden_layers, config.hidden_size,
+      config.state_size, config.conv_kernel, config.expand, config.time_step_rank,
+      config.vocab_size, config.tie_word_embeddings ? "yes" : "no");
+  if (facts.state)
+    card += fmt::format("| Training steps | {} |\n| Tokens seen | {} |\n", facts.state->step,
+                        facts.state->tokens);
+  card += fmt::format(
+      "\n## Use\n\n"
+      "```python\n"
+      "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+      "tokenizer = AutoTokenizer.from_pretrained(\"{0}\")\n"
+      "model = AutoModelForCausalLM.from_pretrained(\"{0}\")\n"
+      "ids = tokenizer(\"Era uma vez\", return_tensors=\"pt\").input_ids\n"
+      "print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))\n"
+      "```\n",
+      facts.name);
+  return card;
+}
+
+/// Makes the output folder. Errors: InvalidArgument when writing there would damage a checkpoint.
+void create_output(const fs::path& output, const fs::path& source) {
+  std::error_code error;
+  fs::create_directories(output, error);
+  require(!error && fs::is_directory(output), ErrorKind::kIo, "cannot create folder '{}': {}",
+          output.string(), error ? error.message() : "something else has its name");
+  require(!fs::equivalent(output, source), ErrorKind::kInvalidArgument,
+          "--output is the model to be exported, '{}'", source.string());
+  require(!fs::exists(output / Manifest::kFileName), ErrorKind::kInvalidArgument,
+          "--output '{}' is a checkpoint", output.string());
+}
+
+int export_model(const Request& request) {
+  constexpr std::int64_t kMaxCardBytes = 16 << 20;
+  const Dtype dtype = request.dtype == "bfloat16" ? Dtype::kBf16 : Dtype::kF32;
+  const std::int64_t max_shard_bytes = parse_byte_size(request.max_shard_size);
+  const fs::path source = find_model(request.checkpoint);
+  CardFacts facts{.config = read_model_config(source)};
+  const MambaLm model(facts.config);
+  ModelWeights weights(source, model.parameters());
+  const std::vector<CompanionFile> tokenizer = read_tokenizer_files(source);
+  if (fs::exists(source / TrainerState::kFileName)) facts.state = read_trainer_state(source);
+  facts.name = fs::weakly_canonical(request.output).filename();
+  for (const ParameterSpec& spec : model.parameters()) facts.parameter_count += spec.shape.size();
+  const std::string card = request.model_card.empty()
+                               ? model_card(facts)
+                               : read_text_file(request.model_card, kMaxCardBytes);
+
+  create_output(request.output, source);
+  std::int64_t bytes = 0;
+  for (const WrittenFile& file :
+       convert_model_weights(weights, model.parameters(), dtype, request.output, max_shard_bytes))
+    bytes += file.digest.bytes;
+  write_model_description(request.output, facts.config, dtype, tokenizer);
+  write_file_atomically(request.output / "README.md", card);
+
+  fmt::print("Exported '{}': {} parameters, {:.1f} MB of weights, {}.\n", source.string(),
+             facts.parameter_count, static_cast<double>(bytes) / 1e6,
+             tokenizer.empty() ? "no tokenizer" : "with its tokenizer");
+  fmt::print("To publish it:  hf upload USER/NAME {}\n", request.output.string());
+  return 0;
+}
+
+}  // namespace
+}  // namespace jiboia
+
+int main(int argc, char** argv) {
+  using namespace jiboia;
+  CLI::App app(kDescription);
+  app.footer(kFooter);
+  Request request;
+  app.add_option("--checkpoint", request.checkpoint,
+                 "A run's output_dir (its newest undamaged checkpoint is taken), a checkpoint, or "
+                 "any Hugging Face or mamba_ssm Mamba folder with safetensors")
+      ->required();
+  app.add_option("--output", request.output, "The folder to write; created when missing")
+      ->required();
+  app.add_option("--dtype", request.dtype,
+                 "Of the weights: float32, or bfloat16 (A_log and D stay float32)")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  app.add_option("--max-shard-size", request.max_shard_size,
+                 "Larger models are cut into files of at most this size, e.g. 500MB, 5GB, 2GiB")
+      ->capture_default_str();
+  app.add_option("--model-card", request.model_card,
+                 "Markdown file to become README.md, instead of a generated one");
+  return run_program("export", app, argc, argv, [&] { return export_model(request); });
+}
