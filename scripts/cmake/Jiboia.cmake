@@ -50,7 +50,8 @@ endfunction()
 
 # jiboia_pytest(file [LABELS ...] [TIMEOUT seconds]): registers file.py of the current folder with
 # CTest. It runs under JIBOIA_PYTHON, a Python that holds scripts/requirements-test.txt; the test
-# reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR.
+# reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR, and may
+# import what is in tests/support.
 set(JIBOIA_PYTHON "" CACHE FILEPATH "Python for the tests written in it (scripts/test.sh makes one)")
 function(jiboia_pytest file)
   cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
@@ -70,7 +71,7 @@ function(jiboia_pytest file)
            COMMAND ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
                    ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
-    ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1")
+    ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support")
 endfunction()
 
 # Finds nvcc. Sets JIBOIA_WITH_CUDA.

@@ -5,8 +5,6 @@
 namespace jiboia::test {
 namespace {
 
-constexpr std::int32_t kIgnored = CrossEntropy::kIgnoredTarget;
-
 void plain_cross_entropy(const CrossEntropy::In<>& in, const CrossEntropy::Attrs& attrs,
                          const CrossEntropy::Out<>& out) {
   const std::int64_t E = in.x.columns(), V = in.weight.shape[0], rows = in.x.rows();
@@ -25,7 +23,7 @@ void plain_cross_entropy(const CrossEntropy::In<>& in, const CrossEntropy::Attrs
     const double lse = std::log(sum);
     lse_squared += lse * lse / static_cast<double>(rows);
     const std::int32_t target = in.targets.as<std::int32_t>()[i];
-    if (target == kIgnored) continue;
+    if (target == kIgnoredTarget) continue;
     cross_entropy += lse - logits[static_cast<std::size_t>(target)];
     targets += 1;
   }
@@ -38,7 +36,7 @@ void plain_cross_entropy(const CrossEntropy::In<>& in, const CrossEntropy::Attrs
 OpCheck<CrossEntropy> check_of(const Shape& x, std::int64_t V, double z_loss) {
   std::vector<std::int32_t> targets;
   for (std::int64_t i = 0; i < x[0] * x[1]; ++i) {
-    targets.push_back(i % 5 == 3 ? kIgnored : static_cast<std::int32_t>(i * 7 % V));
+    targets.push_back(i % 5 == 3 ? kIgnoredTarget : static_cast<std::int32_t>(i * 7 % V));
   }
   return {.inputs = {.x = {.shape = x, .low = -1, .high = 1},
                      .weight = {.shape = {V, x[-1]}, .low = -2, .high = 2, .free_dimensions = {0}},
@@ -97,10 +95,10 @@ TEST(CrossEntropy, StaysFiniteForExtremeLogits) {
 }
 
 TEST(CrossEntropy, WithoutTargetsOnlyTheZTermIsLeft) {
-  const Losses losses = losses_of({1, 2, 3}, kIgnored, 0);
+  const Losses losses = losses_of({1, 2, 3}, kIgnoredTarget, 0);
   EXPECT_EQ(losses.loss, 0);
   EXPECT_THAT(losses.grad_x, testing::ElementsAre(0));
-  EXPECT_GT(losses_of({1, 2, 3}, kIgnored, 0.5).loss, 1);
+  EXPECT_GT(losses_of({1, 2, 3}, kIgnoredTarget, 0.5).loss, 1);
 }
 
 TEST(CrossEntropy, NotANumberStaysOne) {

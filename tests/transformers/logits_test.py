@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from parity import (our_logits, random_ids, reference_logits, reference_model, relative_difference, run)
+from parity import our_logits, random_ids, reference_logits, reference_model, relative_difference
+from programs import run
 from transformers import MambaForCausalLM
 
 BASE = dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, state_size=16, conv_kernel=4, expand=2)

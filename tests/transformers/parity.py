@@ -1,25 +1,12 @@
-"""What the tests against transformers share: programs, tiny models, data."""
+"""What the tests against transformers share: tiny models and their logits."""
 
 import json
-import os
-import pathlib
-import subprocess
 
 import numpy as np
 import torch
+from programs import run
 from safetensors.torch import load_file
 from transformers import MambaConfig, MambaForCausalLM
-
-BIN = pathlib.Path(os.environ["JIBOIA_BUILD_DIR"]) / "bin"
-SOURCE = pathlib.Path(os.environ["JIBOIA_SOURCE_DIR"])
-
-
-def run(program, *arguments, code=0):
-    """Runs one of our programs and returns what it printed."""
-    result = subprocess.run([str(BIN / program), *map(str, arguments)], capture_output=True, text=True)
-    assert result.returncode == code, f"{program} exited {result.returncode}\n{result.stdout}{result.stderr}"
-    return result.stdout
-
 
 def reference_model(seed=0, **config):
     """A randomly initialised MambaForCausalLM whose every parameter matters."""
@@ -49,26 +36,6 @@ def our_logits(folder, ids, scratch):
 def relative_difference(ours, theirs):
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def write_yaml(path, tree):
-    """Writes a configuration of two levels."""
-    lines = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            lines.append(f"{key}:")
-            lines += [f"  {k}: {scalar(v)}" for k, v in value.items()]
-        else:
-            lines.append(f"{key}: {scalar(value)}")
-    path.write_text("\n".join(lines) + "\n")
-
-
-def scalar(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, pathlib.Path):
-        return f'"{value}"'
-    return str(value)
 
 
 def model_section(config):

@@ -2,15 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 import pytest
 import torch
-from parity import SOURCE, model_section, reference_model, run, write_yaml
+from parity import model_section, reference_model
+from programs import run, write_rows, write_yaml
 from safetensors.torch import load_file
 
 STEPS, ROWS, LENGTH, VOCAB = 50, 23, 48, 67
@@ -39,15 +36,6 @@ def permuted_row(seed, epoch, position, rows):
         value = left << bits | right
         if value < rows:
             return value
-
-
-def write_rows(folder, rows):
-    """Writes rows the way users do: from Parquet, through scripts/prepare_data.py."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    source = folder.parent / "rows.parquet"
-    parquet.write_table(arrow.table({"input_ids": arrow.array(rows.tolist(), arrow.list_(arrow.int32()))}), source)
-    subprocess.run([sys.executable, SOURCE / "scripts/prepare_data.py", "parquet", source, "--output", folder,
-                    "--vocab-size", str(VOCAB)], check=True)
 
 
 def learning_rate(step):
@@ -88,7 +76,7 @@ def train_reference(model, rows):
                          ids=["tied", "untied"])
 def test_fifty_steps_equal_pytorch(shape, tmp_path):
     rows = np.random.default_rng(3).zipf(1.3, (ROWS, LENGTH)) % VOCAB
-    write_rows(tmp_path / "data" / "train", rows)
+    write_rows(tmp_path / "data" / "train", rows, VOCAB)
     model = reference_model(seed=5, vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, initializer_range=0.1, **shape)
     model.save_pretrained(tmp_path / "start")
     write_yaml(tmp_path / "run.yaml", {
