@@ -9,6 +9,7 @@
 
 #include "autograd/differentiable.h"
 #include "autograd/grad_sink.h"
+#include "autograd/op_timer.h"
 #include "autograd/recompute.h"
 #include "core/arena.h"
 
@@ -80,6 +81,9 @@ class Tape {
 
   /// Walks the records in reverse. Afterwards only losses have values.
   void backward();
+
+  /// Every op from now on is measured by `timer`, or by nothing when it is null.
+  void set_timer(OpTimer* timer) { timer_ = timer; }
 
   bool measuring() const { return arena_.measuring(); }
   Exec& exec() { return exec_; }
@@ -158,6 +162,7 @@ class Tape {
   Exec& exec_;
   Arena& arena_;
   GradSink* sink_;
+  OpTimer* timer_ = nullptr;
   TapeMode mode_;
   bool recording_;
   bool first_pass_ = true;   // false while a segment is computed again

@@ -64,6 +64,7 @@ typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& 
                                .out = map_fields<Tensor, OutTensor, Var>(out, value_of),
                                .attrs = attrs,
                                .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
+    const OpTimer::Scope scope(timer_, Op::kName, Pass::kForward);
     std::visit([&](auto& backend) { Op::forward(backend, args); }, exec_);
   }
   arena_.free(scratch);
@@ -101,6 +102,7 @@ typename Op::template Out<Var> Tape::apply_loss(const typename Op::template In<V
     const auto in_values = map_fields<Tensor, InTensor, Var>(in, value_of);
     const auto out_values = map_fields<Tensor, OutTensor, Var>(out, value_of);
     const std::span<std::byte> memory{scratch.data, static_cast<std::size_t>(scratch.bytes)};
+    const OpTimer::Scope scope(timer_, Op::kName, pass);
     std::visit(
         [&](auto& backend) {
           if (pass == Pass::kBackward) {
@@ -140,6 +142,7 @@ void Tape::backward_op(Tape& tape, std::size_t payload_offset) {
           .grad_out = grad_out,
           .grad_in = grad_in,
           .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
+      const OpTimer::Scope scope(tape.timer_, Op::kName, Pass::kBackward);
       std::visit([&](auto& backend) { Op::backward(backend, args); }, tape.exec_);
     }
     tape.arena_.free(scratch);

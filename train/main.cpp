@@ -13,6 +13,7 @@ struct Arguments {
   std::string config;
   std::vector<std::string> overrides;
   bool plan = false, print_config = false, no_resume = false, allow_data_change = false;
+  bool profile = false;
 };
 
 Exec make_exec(const RunConfig& config) {
@@ -43,7 +44,9 @@ int train(const Arguments& arguments) {
   }
   Trainer trainer(config, folder, data, exec);
   trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
+  if (arguments.profile) trainer.measure_ops();
   const RunEnd end = trainer.run();
+  if (arguments.profile) std::cout << trainer.profile();
   if (end.signal == 0) return 0;
   log::info("stopped by a signal after step {}; start again to go on", end.step);
   return 128 + end.signal;

@@ -110,6 +110,7 @@ RunEnd Trainer::run() {
     const double begin = now_s();
     const StepResult result = step();
     const double step_s = now_s() - begin;
+    steps_s_ += step_s;
     nlohmann::ordered_json line = metrics_of(result, step_s);
     show(result, step_s);
     const bool last = state_.step == config_.train.max_steps;
@@ -135,6 +136,7 @@ Trainer::StepResult Trainer::step() {
     if (i == 0) result.epoch = batch.epoch;
     result.data_wait_s += batch.wait_s;
     Tape tape(exec_, workspace_.arena(), parameters_.values(), &parameters_, TapeMode::kTrain);
+    if (op_timer_) tape.set_timer(&*op_timer_);
     const LossVars losses =
         model_.loss(tape, tensors_of(batch), config_.loss.z_loss, config_.train.recompute);
     tape.backward();
@@ -147,12 +149,15 @@ Trainer::StepResult Trainer::step() {
           state_.step + 1, result.loss);
   result.lr =
       learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps);
+  const OpTimer::Scope scope(op_timer_ ? &*op_timer_ : nullptr, "optimizer", Pass::kForward);
   result.grad_norm = optimizer_.step(exec_, result.lr, state_.step + 1, micro_batches);
   ++state_.step;
   state_.next_row += config_.train.global_batch_size;
   state_.tokens += tokens_per_step();
   return result;
 }
+
+std::string Trainer::profile() const { return to_text(op_timer_.value(), steps_s_); }
 
 nlohmann::ordered_json Trainer::metrics_of(const StepResult& result, double step_s) const {
   return {{"step", state_.step},

@@ -47,6 +47,9 @@ class Trainer {
   /// Steps until max_steps or a signal. Errors: Numerics when loss or gradient are not finite;
   /// whatever data, disks and memory throw. The last checkpoint is intact then.
   RunEnd run();
+  /// Time by op of all steps so far; only with measure_ops().
+  std::string profile() const;
+  void measure_ops() { op_timer_.emplace(); }
 
  private:
   struct StepResult {
@@ -77,6 +80,8 @@ class Trainer {
   std::optional<TokenLoader> loader_;
   std::optional<MetricsLog> metrics_;
   Progress progress_;
+  std::optional<OpTimer> op_timer_;
+  double steps_s_ = 0;      // all steps' time
   double mean_step_s_ = 0;  // recent steps', for the display only
 };
 
