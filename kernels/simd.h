@@ -53,7 +53,7 @@ void store(const Vec<T>& value, T* to, std::int64_t count) {
 /// Method: x = n ln 2 + r with |r| <= ln(2)/2, a minimax polynomial of degree 6, times 2^n.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  using I = stdx::rebind_simd_t<std::int32_t, V>;
+  using Bits = stdx::rebind_simd_t<std::uint32_t, V>;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
   const V shifted = x * 1.44269504088896341f + 12582912.0f;
   const V n = shifted - 12582912.0f;
@@ -65,8 +65,8 @@ inline Vec<float> exp(Vec<float> x) {
   p = p * r + 0.49999994f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const I exponent = std::bit_cast<I>(shifted) << 23;
-  V result = std::bit_cast<V>(std::bit_cast<I>(p) + exponent);
+  const Bits exponent = std::bit_cast<Bits>(shifted) << 23;
+  V result = std::bit_cast<V>(std::bit_cast<Bits>(p) + exponent);
   stdx::where(x < -87.33654f, result) = 0.0f;
   stdx::where(x > 88.72283f, result) = std::numeric_limits<float>::infinity();
   stdx::where(x != x, result) = x;
@@ -83,8 +83,8 @@ inline Vec<double> exp(Vec<double> x) {
 /// Method: a minimax polynomial of degree 5 that is exact at 0, so that 1 - 2^x is good as well.
 inline Vec<float> exp2_nonpositive(Vec<float> x) {
   using V = Vec<float>;
-  using I = stdx::rebind_simd_t<std::int32_t, V>;
-  x = stdx::max(V(-127.0f), x);  // in this order, which keeps NaN
+  using Bits = stdx::rebind_simd_t<std::uint32_t, V>;
+  stdx::where(x < -127.0f, x) = -127.0f;
   // As in exp(), but the integer comes out as n + 127: the exponent bits of 2^n, none for n = -127.
   const V shifted = x + (12582912.0f + 127.0f);
   const V r = x - (shifted - (12582912.0f + 127.0f));
@@ -94,7 +94,7 @@ inline Vec<float> exp2_nonpositive(Vec<float> x) {
   p = p * r + 0.24022242f;
   p = p * r + 0.693147f;
   p = p * r + 1.0f;
-  return p * std::bit_cast<V>(std::bit_cast<I>(shifted) << 23);
+  return p * std::bit_cast<V>(std::bit_cast<Bits>(shifted) << 23);
 }
 inline Vec<double> exp2_nonpositive(Vec<double> x) {
   return Vec<double>([&](auto lane) { return std::exp2(x[lane]); });
@@ -118,7 +118,9 @@ inline Vec<float> softplus(Vec<float> x) {
   p = p * z + 0.20010763f;
   p = p * z + 0.3333321f;
   p = p * z + 1.0f;
-  return 2.0f * s * p + stdx::max(x, V(0.0f));
+  V positive = x;
+  stdx::where(x < 0.0f, positive) = 0.0f;
+  return 2.0f * s * p + positive;
 }
 inline Vec<double> softplus(Vec<double> x) {
   return Vec<double>([&](auto lane) {
