@@ -32,6 +32,7 @@ TokenShard open_shard(const ShardManifest& manifest, std::size_t index) {
       {"vocab_size", manifest.vocab_size},
       {"tokens", entry.tokens},
       {"source_bytes", entry.source_bytes},
+      {"documents", entry.documents},
       {"bos_token_id", manifest.bos_token_id},
       {"eos_token_id", manifest.eos_token_id},
       {"pad_token_id", manifest.pad_token_id},

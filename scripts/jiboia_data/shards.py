@@ -163,6 +163,8 @@ class OpenShard:
         }
         if not self.spec.has_source_bytes:
             del attributes["source_bytes"]
+        if not self.spec.has_document_starts:
+            del attributes["documents"]
         for name, value in attributes.items():
             self._file.attrs.create(name, value, dtype="<i8")
         self._file.close()

@@ -63,6 +63,14 @@ void write_shard(const fs::path& path, const ShardContents& contents) {
   write_dataset(file, "tokens", contents.tokens, contents.row_length, contents, contents.type);
   if (contents.document_starts)
     write_dataset(file, "document_starts", *contents.document_starts, 0, contents, "int64");
+  for (const auto& [name, value] : contents.attributes) {
+    const hid_t scalar = H5Screate(H5S_SCALAR);
+    const hid_t attribute =
+        H5Acreate2(file, name.c_str(), H5T_STD_I64LE, scalar, H5P_DEFAULT, H5P_DEFAULT);
+    require_success(H5Awrite(attribute, H5T_NATIVE_INT64, &value) >= 0);
+    H5Aclose(attribute);
+    H5Sclose(scalar);
+  }
   require_success(H5Fclose(file) >= 0);
 }
 

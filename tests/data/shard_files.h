@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@ struct ShardContents {
   const char* type = "uint16";  ///< also uint8, int32, int64, uint64, float32, uint16be, ...
   std::int64_t chunk = 64;      ///< along the first dimension; 0: contiguous
   bool deflate = false;
+  std::map<std::string, std::int64_t> attributes{};
 };
 
 /// Writes an HDF5 file; tokens go through HDF5's conversion from int64.

@@ -108,11 +108,11 @@ TEST(TokenDataset, GivesDocumentStartsOfAStream) {
   const auto all = counting(17);
   write_shards(folder.path(),
                {{.tokens = {all.begin(), all.begin() + 7}, .document_starts = {{0, 2, 6}}},
-                {.tokens = {all.begin() + 7, all.end()}, .document_starts = {{1, 8}}}},
+                {.tokens = {all.begin() + 7, all.end()}, .document_starts = {{0, 8}}}},
                17);
-  const auto dataset = TokenDataset::open(folder.path(), kSmallWithStarts);  // starts 0 2 6 8 15
+  const auto dataset = TokenDataset::open(folder.path(), kSmallWithStarts);  // starts 0 2 6 7 15
   EXPECT_THAT(read_row(dataset, 0).document_start, ElementsAre(0, 0, 2, 2));
-  EXPECT_THAT(read_row(dataset, 1).document_start, ElementsAre(0, 0, 2, 2));
+  EXPECT_THAT(read_row(dataset, 1).document_start, ElementsAre(0, 0, 2, 3));
   EXPECT_THAT(read_row(dataset, 2).document_start, ElementsAre(0, 0, 0, 0));
   EXPECT_THAT(read_row(dataset, 3).document_start, ElementsAre(0, 0, 0, 3));
   EXPECT_TRUE(read_row(TokenDataset::open(folder.path(), kSmall), 0).document_start.empty());
@@ -366,6 +366,16 @@ TEST(TokenDataset, ShardsThatContradictTheManifestAreRefused) {
               HasSubstr("25 tokens, manifest.json says 20"));
   EXPECT_THAT(claim({.tokens = counting(20), .row_length = 5, .document_starts = {{0}}}, rows),
               HasSubstr("1 document starts, manifest.json says -1"));
+  for (const char* name : {"format_version", "vocab_size", "tokens", "source_bytes", "documents",
+                           "bos_token_id", "eos_token_id", "pad_token_id"}) {
+    ShardContents shard = rows;
+    shard.attributes[name] = 7;
+    EXPECT_THAT(claim(shard, rows), HasSubstr(fmt::format("attribute `{}` is 7", name)));
+  }
+  ShardContents agreeing = rows;
+  agreeing.attributes = {{"format_version", 1}, {"vocab_size", 50}, {"tokens", 20}, {"other", 7}};
+  write_shards(folder.path(), {agreeing}, 50);
+  EXPECT_NO_THROW(TokenDataset::open(folder.path(), kSmall));
 }
 
 TEST(TokenDataset, EmptyAndSmallestFolders) {
