@@ -98,8 +98,14 @@ class BackwardTile {
 
   void stage() {
     for (std::int64_t t = 0; t < steps_; ++t) {
+      const std::int64_t later = std::max<std::int64_t>(row(t) - kChunk, 0);
       for (std::int64_t i = 0; i < channels_; i += kLanes) {
         const std::int64_t d = first_channel_ + i, count = channels_ - i;
+        // Rows are too far apart for the hardware to see what comes next.
+        __builtin_prefetch(in_.u[later] + d);
+        __builtin_prefetch(in_.dt[later] + d);
+        __builtin_prefetch(in_.z[later] + d);
+        if (grad_y_.data) __builtin_prefetch(grad_y_[later] + d);
         const V u = simd::load(in_.u[row(t)] + d, count), z = simd::load(in_.z[row(t)] + d, count);
         const V q = simd::load(in_.dt[row(t)] + d, count) + simd::load(in_.dt_bias + d, count);
         const V delta = simd::softplus(q), gate = simd::sigmoid(z);

@@ -54,8 +54,13 @@ class ForwardTile {
 
   void stage() {
     for (std::int64_t t = 0; t < steps_; ++t) {
+      const std::int64_t later = std::min(row(t) + kChunk, in_.B * in_.L - 1);
       for (std::int64_t i = 0; i < channels_; i += kLanes) {
         const std::int64_t d = first_channel_ + i, count = channels_ - i;
+        // Rows are too far apart for the hardware to see what comes next.
+        __builtin_prefetch(in_.u[later] + d);
+        __builtin_prefetch(in_.dt[later] + d);
+        __builtin_prefetch(in_.z[row(t)] + d);
         const V u = simd::load(in_.u[row(t)] + d, count);
         const V delta = simd::softplus(simd::load(in_.dt[row(t)] + d, count) +
                                        simd::load(in_.dt_bias + d, count));
