@@ -41,6 +41,9 @@ std::int64_t workspace_bytes(const RunConfig& config, const MambaLm& model, Exec
 
 RunData open_data(const RunConfig& config) {
   RunData data{.train = open_dataset(config, config.data.train, "data.train")};
+  require(data.train.rows() >= config.train.global_batch_size, ErrorKind::kData,
+          "data.train has {} rows, fewer than one step's train.global_batch_size of {}",
+          data.train.rows(), config.train.global_batch_size);
   if (!config.data.validation.empty()) {
     data.validation = open_dataset(config, config.data.validation, "data.validation");
     if (data.validation->manifest().fingerprint() == data.train.manifest().fingerprint()) {

@@ -49,7 +49,7 @@ def test_planning_and_printing_need_no_data(option, tmp_path):
 
 
 def test_fewer_rows_than_a_global_batch(data, tmp_path):
-    said = start(tmp_path, config_of(data, tmp_path / "run", train__micro_batch_size=38, train__global_batch_size=38),
+    said = start(tmp_path, config_of(data, tmp_path / "run", train__micro_batch_size=2, train__global_batch_size=38),
                  code=3).stderr
     assert "37" in said and "38" in said, said
     start(tmp_path, config_of(data, tmp_path / "one", steps=2, train__micro_batch_size=37, train__global_batch_size=37))
