@@ -187,6 +187,9 @@ class CheckpointKillTest : public testing::Test {
     testing::internal::GetCapturedStderr();
     for (const auto& entry : fs::directory_iterator(run.checkpoints()))
       EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
+    for (const std::int64_t whole : {1, 2}) {
+      if (fs::exists(store.path_of(whole))) verify_folder(store.path_of(whole));
+    }
     const std::int64_t step = resume(store);
     EXPECT_TRUE(step == 2 || step == 3);
     save(store, 4);

@@ -268,7 +268,8 @@ fs::path CheckpointStore::retire(const fs::path& folder) const {
 }
 
 fs::path find_model(const fs::path& path) {
-  const bool is_output_dir = fs::is_directory(path / "checkpoints");
+  const bool is_output_dir =
+      fs::is_directory(path / "checkpoints") && !fs::exists(path / "config.json");
   const fs::path folder = is_output_dir ? path / "checkpoints" : path;
   if (is_output_dir || (fs::is_directory(folder) && !committed_steps(folder).empty())) {
     const auto step = find_newest(folder).step;

@@ -1,0 +1,90 @@
+#include "train/checkpoint/optimizer_state.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <utility>
+
+#include "core/error.h"
+#include "data/safetensors.h"
+#include "tests/support/temporary_folder.h"
+#include "tests/train/tiny_model.h"
+
+namespace jiboia {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+
+TEST(OptimizerStateTest, AnyNumberOfRanksCanBeLoaded) {
+  const ParameterStore original = tiny_store(1);
+  const SaveId save_id{"run", 7};
+  for (const int count : {1, 2, 3, 8}) {
+    TemporaryFolder folder;
+    for (int index = 0; index < count; ++index)
+      write_optimizer_state(folder.path(), original, {index, count}, save_id);
+    ParameterStore loaded = tiny_store(2);
+    load_optimizer_state(folder.path(), loaded, save_id);
+    EXPECT_TRUE(equal_bits(loaded.flat_exp_avg(), original.flat_exp_avg()));
+    EXPECT_TRUE(equal_bits(loaded.flat_exp_avg_sq(), original.flat_exp_avg_sq()));
+
+    const auto error = [&]() -> std::string {
+      try {
+        load_optimizer_state(folder.path(), loaded, save_id);
+      } catch (const Error& thrown) {
+        return thrown.what();
+      }
+      return "";
+    };
+    if (count < 3) continue;
+    const fs::path last = folder / optimizer_file_name({count - 1, count});
+    fs::remove(last);
+    EXPECT_THAT(error(), AllOf(HasSubstr(last.filename().string()), HasSubstr("is missing")));
+    fs::copy_file(folder / optimizer_file_name({0, count}), last);
+    EXPECT_THAT(error(), HasSubstr("does not belong to rank"));
+    fs::remove(last);
+    write_optimizer_state(folder.path(), original, {count - 1, count}, save_id);
+    write_optimizer_state(folder.path(), original, {0, 1}, save_id);
+    EXPECT_THAT(error(), HasSubstr("several numbers of ranks"));
+  }
+}
+
+TEST(OptimizerStateTest, MomentsMustCoverEveryElementOnce) {
+  TemporaryFolder folder;
+  ParameterStore store({{"w", {10}, {10}, {}, true}}, Dtype::kF32,
+                       StoreContents::kValuesAndTraining);
+  const SaveId save_id{"run", 7};
+  write_optimizer_state(folder.path(), store, {}, save_id);
+  const fs::path path = folder / optimizer_file_name({});
+  const auto metadata = SafetensorsFile(path).metadata();
+  /// Loads pieces of both moments, each written as (name, elements); returns the error.
+  const auto load = [&](std::vector<std::pair<std::string, std::int64_t>> pieces) -> std::string {
+    pieces.emplace_back("exp_avg_sq/w[0:10]", 10);
+    std::vector<TensorInfo> tensors;
+    for (const auto& [name, elements] : pieces) tensors.push_back({name, Dtype::kF32, {elements}});
+    SafetensorsWriter writer(path, tensors, metadata);
+    for (const TensorInfo& tensor : writer.order())
+      writer.write(tensor.name, std::vector<float>(static_cast<std::size_t>(tensor.elements()), 1));
+    writer.commit();
+    try {
+      load_optimizer_state(folder.path(), store, save_id);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(load({{"exp_avg/w[0:4]", 4}, {"exp_avg/w[4:10]", 6}}), "");
+  EXPECT_THAT(load({{"exp_avg/w[0:4]", 4}, {"exp_avg/w[5:10]", 5}}), HasSubstr("element 4 of 10"));
+  EXPECT_THAT(load({{"exp_avg/w[0:4]", 4}, {"exp_avg/w[3:10]", 7}}), HasSubstr("element 4 of 10"));
+  EXPECT_THAT(load({{"exp_avg/w[0:4]", 4}}), HasSubstr("element 4 of 10"));
+  EXPECT_THAT(load({{"exp_avg/w[0:11]", 11}}), HasSubstr("element 0 of 10"));
+  EXPECT_THAT(load({{"exp_avg/w[0:10]", 9}}), HasSubstr("is not a piece of a moment"));
+  EXPECT_THAT(load({{"exp_avg/w", 10}}), HasSubstr("is not a piece of a moment"));
+  EXPECT_THAT(load({{"exp_avg/w[0:10]", 10}, {"exp_avg/v[0:1]", 1}}),
+              HasSubstr("exp_avg/v: is not of a parameter"));
+}
+
+}  // namespace
+}  // namespace jiboia
