@@ -78,8 +78,7 @@ void score(CpuExec& cpu, const LossArgs<CrossEntropy>& args, bool with_gradients
   RowLoss* losses = scratch.take<RowLoss>(rows);
 
   std::int64_t target_count = 0;
-  for (std::int64_t i = 0; i < rows; ++i)
-    target_count += targets[i] != kIgnoredTarget;
+  for (std::int64_t i = 0; i < rows; ++i) target_count += targets[i] != kIgnoredTarget;
   const double per_target = target_count ? 1.0 / static_cast<double>(target_count) : 0;
   const double per_row = 1.0 / static_cast<double>(rows);
   const GradScale scale{per_target, 2 * args.attrs.z_loss * per_row};
