@@ -42,11 +42,13 @@ write() {
   mv "$1.part" "$1"
 }
 
-if [ -e "$run/summary.json" ] && [ -e "$run/hf/README.md" ]; then
+# summary.json is there from the very end on, until some of what it tells of is made again.
+if [ -e "$run/summary.json" ] && [ -d "$run/hf" ]; then
   echo "The quickstart is done: see $run/ (remove it to start over)."
   cat "$run/sample.txt"
   exit 0
 fi
+rm -f "$run/summary.json"
 
 step 'Distribution packages'
 scripts/install_dependencies.sh build data
@@ -100,9 +102,10 @@ write "$run/sample.txt" \
 cat "$run/sample.txt"
 
 step 'Summary'
-"$python" "$tools/summarize.py" "$run"
-"$python" "$tools/model_card.py" --summary "$run/summary.json" --prompt "$prompt" \
+"$python" "$tools/summarize.py" "$run" --output "$run/summary.json.part"
+"$python" "$tools/model_card.py" --summary "$run/summary.json.part" --prompt "$prompt" \
   --output "$run/hf/README.md"
+mv "$run/summary.json.part" "$run/summary.json"
 finish_step
 
 cat <<END

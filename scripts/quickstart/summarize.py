@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares the trained model with counting, draws the loss curve, writes summary.json last.
+"""Compares the trained model with counting, draws the loss curve, writes a summary as JSON.
 
-Exit codes: 0 the model beats the bigram, 5 it does not (summary.json is then not written).
+Exit codes: 0 the model beats the bigram, 5 it does not (the summary is then not written).
 """
 
 import argparse
@@ -87,7 +87,9 @@ def make_summary(run):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="DIR", help="the quickstart's folder")
-    run = parser.parse_args().run
+    parser.add_argument("--output", type=Path, required=True, help="the summary to write")
+    options = parser.parse_args()
+    run = options.run
     summary, metrics = make_summary(run)
     draw(metrics, summary, run / "loss.png")
     print(f"  {'held-out loss':20} {'nats/token':>10} {'bits/byte':>10}")
@@ -101,9 +103,8 @@ def main():
     if not summary["model"]["nats_per_token"] < summary["bigram"]["nats_per_token"]:
         print("summarize.py: the model is not better than the bigram", file=sys.stderr)
         sys.exit(5)
-    partial = run / "summary.json.part"
-    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(run / "summary.json")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -203,15 +203,16 @@ def test_summary_fails_unless_the_model_beats_the_bigram(tmp_path, loss, code):
     size = len(header).to_bytes(8, "little")
     (tmp_path / "hf/model.safetensors").write_bytes(size + header.encode())
 
-    result = subprocess.run([sys.executable, QUICKSTART / "summarize.py", tmp_path], check=False)
-    assert result.returncode == code
-    assert (tmp_path / "summary.json").exists() == (code == 0)
+    output = tmp_path / "summary.json"
+    command = [sys.executable, QUICKSTART / "summarize.py", tmp_path, "--output", output]
+    assert subprocess.run(command, check=False).returncode == code
+    assert output.exists() == (code == 0)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     if code == 0:
-        summary = json.loads((tmp_path / "summary.json").read_text())
+        summary = json.loads(output.read_text())
         assert (summary["parameters"], summary["steps"], summary["training_seconds"]) == (7, 2, 1.0)
         card = tmp_path / "hf/README.md"
         command = [sys.executable, QUICKSTART / "model_card.py", "--prompt", "O 'sistema'"]
-        command += ["--summary", tmp_path / "summary.json", "--output", card]
+        command += ["--summary", output, "--output", card]
         subprocess.run(command, check=True)
         assert "| prosa | 1.0 | Prosa | GFDL-1.1 | 10 |" in card.read_text()
