@@ -10,7 +10,7 @@ cuda=OFF
 if nvidia-smi >/dev/null 2>&1; then
   cuda=AUTO
 fi
-cmake --preset release --log-level=WARNING -DJIBOIA_CUDA="$cuda" "$@"
+cmake --preset release --log-level=WARNING -DJIBOIA_NATIVE=ON -DJIBOIA_CUDA="$cuda" "$@"
 cmake --build --preset release
 programs=$(ls build/bin)
 echo "In build/bin/: ${programs//$'\n'/ }"
