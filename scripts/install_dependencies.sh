@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Installs the distribution packages that a task needs, where they are missing. Never asks.
 #
-#   scripts/install_dependencies.sh build   compile the programs
+#   scripts/install_dependencies.sh build   compile the programs and the benchmarks
 #   scripts/install_dependencies.sh data    prepare data in a private Python environment
 #   scripts/install_dependencies.sh test    compile and run the tests
-#   scripts/install_dependencies.sh bench   compile the benchmarks
 #   scripts/install_dependencies.sh lint    check the sources' format
 #   scripts/install_dependencies.sh lists   refresh apt's package lists, install nothing
 #
@@ -26,7 +25,6 @@ test_packages=(libgmock-dev libgtest-dev)
 if grep -qx 'ID=debian' /etc/os-release; then
   test_packages+=(python3-torch)  # Ubuntu 24.04 has none: see scripts/test.sh
 fi
-bench_packages=(libbenchmark-dev)
 lint_packages=(clang-format-14 python3)
 
 packages=()
@@ -36,7 +34,6 @@ for task in "${@:---help}"; do
     build) packages+=("${build_packages[@]}") ;;
     data) packages+=("${data_packages[@]}") ;;
     test) packages+=("${build_packages[@]}" "${data_packages[@]}" "${test_packages[@]}") ;;
-    bench) packages+=("${build_packages[@]}" "${bench_packages[@]}") ;;
     lint) packages+=("${lint_packages[@]}") ;;
     lists) lists_only=yes ;;
     -h | --help) usage && exit 0 ;;
