@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test that this machine can run, after installing what they need and building with
-# warnings as errors into build-test/. CTest arguments may follow: scripts/test.sh -R checkpoint
+# Runs every test that this machine can run, after installing what they need, checking the form of
+# the sources and building with warnings as errors into build-test/. CTest arguments may follow: scripts/test.sh -R checkpoint
 # Left out: label `large` (a file above 4 GiB) and label `bench`; run them with
 #   ctest --test-dir build-test -L large
 set -euo pipefail
@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/common.sh
 
 scripts/install_dependencies.sh test
+scripts/lint.sh
 # The reference is the distribution's CPU build of torch. Ubuntu 24.04 has none: there it is
 # PyTorch's CPU build or, where that index cannot be reached, PyPI's, which takes 5.6 GB.
 python_environment build-test/venv scripts/requirements-test.txt --system-site-packages

@@ -38,6 +38,8 @@ def test_repository_keeps_the_rule():
         ("kernels/a.h", "#include <Eigen/Core>"),
         ("core/a.cpp", '#include "neighbour.h"'),
         ("train/a.cpp", '#include "../core/error.h"'),
+        ("train/a.cpp", '#include "tests/support/tiny_model.h"'),
+        ("core/a.cpp", '#include "elsewhere.h"'),
     ],
 )
 def test_an_offence_is_found_and_named(tmp_path, path, line):
@@ -54,7 +56,7 @@ def test_an_offence_is_found_and_named(tmp_path, path, line):
     "path, line",
     [
         ("core/a.h", '#include "core/error.h"'),
-        ("core/a.cpp", '#include "generated.h"'),
+        ("train/tools/a.cpp", '#include "jiboia_commit.h"'),
         ("train/a.cpp", '#include "kernels/ops.h"'),
         ("data/a.cpp", "#include <hdf5.h>"),
         ("core/cuda/a.cuh", "#include <cuda_runtime.h>"),
