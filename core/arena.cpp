@@ -18,6 +18,13 @@ const char* to_string(MemoryUse use) {
   return "?";
 }
 
+Arena::Arena(std::byte* memory, std::int64_t capacity) : memory_(memory), capacity_(capacity) {
+  require(memory && capacity > 0 && capacity % kAlignment == 0 &&
+              reinterpret_cast<std::uintptr_t>(memory) % kAlignment == 0,
+          ErrorKind::kInternal, "arena: {} bytes, expected a positive multiple of {} and aligned",
+          capacity, kAlignment);
+}
+
 std::int64_t Arena::live_blocks() const {
   return static_cast<std::int64_t>(low_.size() + high_.size());
 }

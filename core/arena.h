@@ -35,7 +35,8 @@ class Arena {
   /// Measures only.
   Arena() = default;
   /// Serves from [memory, memory + capacity), which must outlive the arena.
-  Arena(std::byte* memory, std::int64_t capacity) : memory_(memory), capacity_(capacity) {}
+  /// Errors: Internal unless memory and capacity are multiples of 256 and there is some.
+  Arena(std::byte* memory, std::int64_t capacity);
 
   bool measuring() const { return memory_ == nullptr; }
 

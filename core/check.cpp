@@ -21,7 +21,7 @@ void expect_float(const char* op, const char* name, const Spec& got, int rank,
                   const char* letters) {
   const bool is_float = got.dtype == Dtype::kF32 || got.dtype == Dtype::kF64 ||
                         got.dtype == Dtype::kBf16 || got.dtype == Dtype::kF16;
-  require(got && is_float && got.shape.rank() == rank && got.columns() > 0,
+  require(got && is_float && rank >= 1 && got.shape.rank() == rank && got.columns() > 0,
           ErrorKind::kInvalidArgument, "{}: {} is {}, expected a floating-point tensor {}", op,
           name, got.to_string(), letters);
 }

@@ -13,8 +13,8 @@ void expect(const char* op, const char* name, const Spec& got, Dtype dtype, cons
 void expect_rows(const char* op, const char* name, const Spec& got, Dtype dtype, const Shape& shape,
                  const char* letters);
 
-/// Errors: InvalidArgument unless `got` is there, has a floating-point dtype, the given rank, and
-/// no extent of 0 in its last dimension.
+/// Errors: InvalidArgument unless `got` is there, has a floating-point dtype, the given rank, at
+/// least 1, and no extent of 0 in its last dimension.
 void expect_float(const char* op, const char* name, const Spec& got, int rank, const char* letters);
 
 }  // namespace jiboia

@@ -2,34 +2,13 @@
 
 namespace jiboia::detail {
 
-const char* const kCompiledFeatures[] = {
-#ifdef __SSE4_2__
-    "sse4.2",
-#endif
-#ifdef __AVX__
-    "avx",
-#endif
-#ifdef __AVX2__
-    "avx2",
-#endif
-#ifdef __FMA__
-    "fma",
-#endif
-#ifdef __BMI2__
-    "bmi2",
-#endif
-#ifdef __AVX512F__
-    "avx512f",
-#endif
-#ifdef __AVX512DQ__
-    "avx512dq",
-#endif
-#ifdef __AVX512BW__
-    "avx512bw",
-#endif
-#ifdef __AVX512VL__
-    "avx512vl",
-#endif
-    nullptr};
+// A macro that the compiler has set is 1 by the time it is made a text; one that it has not is its
+// own name.
+#define JIBOIA_TEXT(macro) #macro
+#define JIBOIA_ENTRY(macro, name) {name, JIBOIA_TEXT(macro)[0] == '1'},
+
+#define JIBOIA_EXPANDED_ENTRY(macro, name) JIBOIA_ENTRY(macro, name)
+extern const CpuFeature kCpuFeatures[] = {
+    JIBOIA_CPU_FEATURES(JIBOIA_EXPANDED_ENTRY){nullptr, false}};
 
 }  // namespace jiboia::detail

@@ -25,11 +25,17 @@ int available_cores() {
 // and waking a sleeper costs more than that.
 constexpr int kSpins = 4000;
 
+void relax() {
+#ifdef __x86_64__
+  __builtin_ia32_pause();
+#endif
+}
+
 template <class Condition>
 bool spin_until(Condition condition) {
   for (int i = 0; i < kSpins; ++i) {
     if (condition()) return true;
-    __builtin_ia32_pause();
+    relax();
   }
   return false;
 }

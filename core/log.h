@@ -10,6 +10,9 @@ namespace jiboia::log {
 /// should act on, marked "warning: ". Thread-safe; a closed stderr is ignored.
 void write(std::string_view prefix, std::string_view message);
 
+/// What a line begins with: in a terminal the codes that wipe a progress line that was left there.
+const char* line_start();
+
 template <class... Args>
 void info(fmt::format_string<Args...> format, Args&&... args) {
   write("", fmt::format(format, std::forward<Args>(args)...));

@@ -7,12 +7,13 @@
 namespace jiboia {
 
 /// What random numbers are for: streams of one seed that never overlap.
-enum class RandomPurpose : std::uint32_t { kInitialisation, kDataOrder, kSampling, kTest };
+enum class RandomPurpose : std::uint32_t { kInitialisation, kSampling, kTest };
 
 /// Counter-based random numbers: Philox4x32-10. The i-th number of a stream is a function of
 /// (seed, purpose, stream, i) alone, so it does not depend on ranks, threads or the order of calls,
-/// and is the same on every backend.
-/// Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+/// and its words and uniforms are the same on every backend; normal() also depends on the C
+/// library's logarithm and cosine. Source: Salmon et al. 2011, "Parallel random numbers: as easy as
+/// 1, 2, 3".
 class Philox {
  public:
   using Block = std::array<std::uint32_t, 4>;

@@ -20,9 +20,4 @@ double read_scalar(const Tensor& tensor) {
   return visit_float(tensor.dtype, [&]<class T>() { return static_cast<double>(*tensor.as<T>()); });
 }
 
-Tensor Tensor::column_slice(std::int64_t begin, std::int64_t count) const {
-  const Spec slice = jiboia::column_slice(*this, begin, count);
-  return {slice, static_cast<std::byte*>(data) + begin * size_of(dtype)};
-}
-
 }  // namespace jiboia

@@ -48,8 +48,6 @@ struct Tensor : Spec {
             jiboia::to_string(dtype), jiboia::to_string(kDtypeOf<T>));
     return static_cast<T*>(data);
   }
-  /// Columns [begin, begin + count) of every row; same memory.
-  Tensor column_slice(std::int64_t begin, std::int64_t count) const;
 };
 
 /// The target of a position that is not scored.

@@ -10,6 +10,8 @@ namespace jiboia {
 
 std::int32_t sample(std::span<const float> logits, const SamplingOptions& options,
                     std::uint64_t i) {
+  const auto tokens = static_cast<std::int64_t>(logits.size());
+  logits = logits.first(static_cast<std::size_t>(std::min(tokens, options.vocab_size)));
   const auto likeliest = std::max_element(logits.begin(), logits.end());
   for (float logit : logits) {
     require(!std::isnan(logit), ErrorKind::kNumerics, "the model's logits are not numbers");

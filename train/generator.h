@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -15,6 +16,8 @@ struct SamplingOptions {
   double temperature = 1;  ///< 0: always the likeliest
   double top_p = 1;        ///< only the likeliest tokens that together have this probability
   std::uint64_t seed = 0;
+  /// Only tokens below this are drawn: rows that pad a model's vocabulary stand for no text.
+  std::int64_t vocab_size = std::numeric_limits<std::int64_t>::max();
 };
 
 /// Draws token number `i` of a sample from logits. Equal options, i and logits give equal tokens.

@@ -1,5 +1,4 @@
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <iostream>
 
 #include "core/log.h"
@@ -25,6 +24,16 @@ Exec make_exec(const RunConfig& config) {
   return CpuExec(static_cast<int>(config.threads));
 }
 
+/// Errors: OutOfMemory, with what takes it, when the machine cannot hold the run.
+void require_memory(const MemoryPlan& plan) {
+  const std::int64_t available = available_host_bytes();
+  if (available == 0 || plan.total_bytes() <= available) return;
+  fail(ErrorKind::kOutOfMemory,
+       "the run needs {}, this machine has {} to give; lower train.micro_batch_size or set "
+       "train.recompute to block\n{}",
+       byte_text(plan.total_bytes()), byte_text(available), to_text(plan));
+}
+
 int train(const Arguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   if (arguments.print_config) {
@@ -36,12 +45,13 @@ int train(const Arguments& arguments) {
     std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
     return 0;
   }
-  RunData data = open_data(config);
   RunFolder folder(config.output_dir);
   if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint.keep).steps().empty()) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",
          folder.checkpoints().string());
   }
+  require_memory(plan_memory(config, MambaLm(config.model), exec));
+  RunData data = open_data(config);
   Trainer trainer(config, folder, data, exec);
   trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
   if (arguments.profile) trainer.measure_ops();
@@ -72,6 +82,7 @@ int main(int argc, char** argv) {
   app.add_flag(
       "--allow-data-change", arguments.allow_data_change,
       "Goes on though the data, the seed or the row length are not those of the checkpoint");
+  app.add_flag("--profile", arguments.profile, "Prints the time by op when the run ends");
   app.footer(
       "Keys of the configuration:\n" + config_help() +
       "\nExit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics, 7 disk,\n"

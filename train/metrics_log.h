@@ -12,7 +12,7 @@ namespace jiboia {
 ///   train/grad_norm       global L2 norm of the gradient before clipping
 ///   train/lr, train/tokens (positions, over all steps so far), train/epoch
 ///   perf/*                 timings, which differ from run to run; nothing else does
-///   mem/max_allocated_gib  parameters, optimizer and activations, as planned
+///   mem/max_allocated_gib  parameters, optimizer and activations, as planned; recompute changes it
 /// and after a validation eval/loss (nats per token, cross entropy alone), eval/ppl,
 /// eval/bits_per_byte (when the data knows its bytes).
 class MetricsLog {

@@ -1,10 +1,12 @@
 #include "train/progress.h"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+
+#include "core/log.h"
 
 namespace jiboia {
 namespace {
@@ -35,22 +37,12 @@ void Progress::show(const Step& step) {
       fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {:.1f}k tokens/s  ETA {}",
                   step.step, step.max_steps, step.loss, step.lr, step.grad_norm,
                   step.tokens_per_second / 1000, duration_text(step.eta_s));
-  clear_line();
-  write_text(text);
-  if (terminal_) {
-    line_shown_ = true;
-  } else {
-    write_text("\n");
-  }
+  write_text(log::line_start() + text + (terminal_ ? "" : "\n"));
+  line_shown_ = terminal_;
 }
 
 void Progress::say(const std::string& text) {
-  clear_line();
-  write_text(text + "\n");
-}
-
-void Progress::clear_line() {
-  if (line_shown_) write_text("\r\033[K");
+  log::info("{}", text);
   line_shown_ = false;
 }
 

@@ -22,7 +22,6 @@ class Progress {
   void say(const std::string& text);
 
  private:
-  void clear_line();
   std::int64_t every_;
   bool terminal_;
   bool line_shown_ = false;

@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "core/log.h"
-#include "train/generator.h"
 #include "train/model/initialise.h"
 #include "train/stop_signal.h"
 #include "train/token_tensors.h"
+#include "train/tools/version.h"
 
 namespace jiboia {
 namespace {
@@ -92,7 +92,9 @@ void Trainer::start(DataChange data_change) {
     }
   }
   state_.inputs = inputs;
+  prepare_samples();
   write_file_atomically(folder_.path() / "config.yaml", to_yaml(config_));
+  write_file_atomically(folder_.path() / "version.txt", version_text("train"));
   metrics_.emplace(folder_.path() / "metrics.jsonl", state_.step);
   loader_.emplace(data_.train,
                   TokenLoader::Options{.order = RowOrder::kShuffled,
@@ -200,20 +202,28 @@ void Trainer::validate(nlohmann::ordered_json& line) {
       "step {}: validation loss {:.4f}, perplexity {:.2f}{}", state_.step, result.loss,
       result.perplexity(),
       result.bits_per_byte ? fmt::format(", {:.4f} bits per byte", *result.bits_per_byte) : ""));
-  if (data_.tokenizer) say_sample();
+  if (generator_) say_sample();
+}
+
+void Trainer::prepare_samples() {
+  if (!data_.tokenizer) return;
+  sample_prompt_ = data_.tokenizer->encode(config_.eval.sample_prompt, true);
+  for (std::int32_t token : sample_prompt_) {
+    if (token < config_.model.vocab_size) continue;
+    log::warning("no samples: eval.sample_prompt has token {}, the model knows {}", token,
+                 config_.model.vocab_size);
+    sample_prompt_.clear();
+    return;
+  }
+  if (!sample_prompt_.empty()) generator_.emplace(model_, parameters_.values(), exec_);
 }
 
 void Trainer::say_sample() {
-  const std::vector<std::int32_t> prompt =
-      data_.tokenizer->encode(config_.eval.sample_prompt, true);
-  if (prompt.empty()) return;
-  std::vector<std::int32_t> tokens = prompt;
-  Generator generator(model_, parameters_.values(), exec_);
-  generator.generate(prompt, config_.eval.sample_tokens,
-                     {.temperature = 0.8, .top_p = 0.95, .seed = 0}, std::nullopt,
-                     [&](std::int32_t token) { tokens.push_back(token); });
-  // Rows of the model beyond the tokenizer's vocabulary stand for no text.
-  std::erase_if(tokens, [&](std::int32_t t) { return t >= data_.tokenizer->vocab_size(); });
+  std::vector<std::int32_t> tokens = sample_prompt_;
+  const SamplingOptions sampling{
+      .temperature = 0.8, .top_p = 0.95, .vocab_size = data_.tokenizer->vocab_size()};
+  generator_->generate(sample_prompt_, config_.eval.sample_tokens, sampling, std::nullopt,
+                       [&](std::int32_t token) { tokens.push_back(token); });
   progress_.say(fmt::format("sample: {}", data_.tokenizer->decode(tokens, true)));
 }
 

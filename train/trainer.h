@@ -1,7 +1,7 @@
 #pragma once
-#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/exec.h"
 #include "data/token_loader.h"
@@ -10,6 +10,7 @@
 #include "train/checkpoint/model_weights.h"
 #include "train/config/config.h"
 #include "train/evaluator.h"
+#include "train/generator.h"
 #include "train/metrics_log.h"
 #include "train/model/mamba_lm.h"
 #include "train/optim/optimizer.h"
@@ -59,6 +60,7 @@ class Trainer {
   StepResult step();
   nlohmann::ordered_json metrics_of(const StepResult& result, double step_s) const;
   void validate(nlohmann::ordered_json& line);
+  void prepare_samples();
   void say_sample();
   void save();
   void show(const StepResult& result, double step_s);
@@ -76,6 +78,8 @@ class Trainer {
   Workspace workspace_;
   Optimizer optimizer_;
   CheckpointStore checkpoints_;
+  std::vector<std::int32_t> sample_prompt_;  // empty: no samples
+  std::optional<Generator> generator_;
   TrainerState state_;
   std::optional<TokenLoader> loader_;
   std::optional<MetricsLog> metrics_;

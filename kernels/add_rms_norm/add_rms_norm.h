@@ -28,7 +28,8 @@ struct AddRmsNorm {
   struct Attrs {
     double eps = 1e-5;
   };
-  // With an update, backward reads sum; the residual is kept only when it is what was normed.
+  // The residual is read only where there is no update. With one, declaring it costs nothing: it
+  // is the sum that the norm before keeps anyway.
   static constexpr In<bool> kBackwardReadsInputs{.residual = true, .update = false, .weight = true};
   static constexpr Out<bool> kBackwardReadsOutputs{.sum = true, .normed = false, .rstd = true};
 

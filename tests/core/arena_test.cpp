@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/error.h"
 
 namespace jiboia {
@@ -28,7 +29,7 @@ TEST(Arena, DryRunGivesTheExactPeak) {
   const std::int64_t peak = sequence(measuring);
   EXPECT_EQ(peak, 1024 + 256 + 5120);
   EXPECT_THAT(measuring.blocks_at_peak(), testing::SizeIs(3));
-  std::vector<std::byte> memory(static_cast<std::size_t>(peak));
+  const HostBuffer memory(peak, "a test");
   Arena arena(memory.data(), peak);
   EXPECT_EQ(sequence(arena), peak);
   EXPECT_EQ(arena.live_blocks(), 0);
@@ -38,8 +39,8 @@ TEST(Arena, DryRunGivesTheExactPeak) {
 }
 
 TEST(Arena, BlocksDoNotOverlap) {
-  std::vector<std::byte> memory(1 << 16);
-  Arena arena(memory.data(), static_cast<std::int64_t>(memory.size()));
+  const HostBuffer memory(1 << 16, "a test");
+  Arena arena(memory.data(), memory.bytes());
   std::vector<Arena::Block> blocks;
   for (int i = 0; i < 60; ++i) {
     const auto use = i % 3 == 0 ? MemoryUse::kGradient : MemoryUse::kValue;
@@ -48,7 +49,7 @@ TEST(Arena, BlocksDoNotOverlap) {
       arena.free(blocks[static_cast<std::size_t>(i - 2)]);
     }
   }
-  std::vector<int> owners(memory.size(), 0);
+  std::vector<int> owners(static_cast<std::size_t>(memory.bytes()), 0);
   for (const Arena::Block& block : blocks) {
     if (!block) continue;
     const auto begin = static_cast<std::size_t>(block.data - memory.data());

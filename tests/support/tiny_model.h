@@ -67,10 +67,10 @@ inline LossRun run_loss(const MambaLm& model, ParameterStore& parameters, TokenB
     const LossVars losses = model.loss(tape, tensors, z_loss, recompute);
     tape.backward();
     result.loss = read_scalar(tape.value(losses.loss));
+    result.live_blocks = workspace.arena().live_blocks();
   }
   parameters.end_gradients();
   result.peak_bytes = workspace.arena().peak_bytes();
-  result.live_blocks = workspace.arena().live_blocks();
   return result;
 }
 

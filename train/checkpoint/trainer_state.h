@@ -2,7 +2,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "train/config/config.h"
@@ -33,11 +32,9 @@ struct TrainerState {
   static constexpr const char* kFileName = "trainer_state.json";
 
   std::int64_t step = 0;      ///< optimizer steps done
-  std::int64_t tokens = 0;    ///< targets seen
+  std::int64_t tokens = 0;    ///< positions seen
   std::int64_t next_row = 0;  ///< global position of the first row not seen
   RunInputs inputs;
-  /// Whatever else the trainer derived from the past, finite numbers only.
-  nlohmann::json history = nlohmann::json::object();
 
   bool operator==(const TrainerState&) const = default;
 };

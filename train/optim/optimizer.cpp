@@ -32,9 +32,9 @@ std::string Optimizer::describe() const {
       if (name.starts_with("backbone.layers.")) name = name.substr(name.find('.', 16) + 1);
       if (std::find(kinds.begin(), kinds.end(), name) == kinds.end()) kinds.push_back(name);
     }
-    text += fmt::format("{}weight decay {}: {} tensors, {} elements ({})", text.empty() ? "" : "\n",
-                        group.weight_decay, group.parameters.size(), group.elements,
-                        fmt::join(kinds, ", "));
+    text += fmt::format("{}group \"{}\", weight decay {}: {} tensors, {} elements ({})",
+                        text.empty() ? "" : "\n", group.name, group.weight_decay,
+                        group.parameters.size(), group.elements, fmt::join(kinds, ", "));
   }
   return text;
 }

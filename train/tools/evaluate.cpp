@@ -64,7 +64,7 @@ int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
     fmt::print("loss        {:.6f} nats per token\nperplexity  {:.4f}\n", result.loss,
                result.perplexity());
     if (result.bits_per_byte)
-      fmt::print("            {:.6f} bits per byte\n", *result.bits_per_byte);
+      fmt::print("            {:.6f} bits per byte of text\n", *result.bits_per_byte);
     fmt::print("targets     {} in {} rows of {}\n", result.targets, result.rows, seq_len);
   }
   return 0;

@@ -42,11 +42,10 @@ int generate(const Arguments& arguments) {
   if (!arguments.ignore_end && config.eos_token_id >= 0) {
     end_token = static_cast<std::int32_t>(config.eos_token_id);
   }
-  generator.generate(prompt, arguments.max_new_tokens, arguments.sampling, end_token,
-                     [&](std::int32_t token) {
-                       // Rows that only pad the model's vocabulary stand for no text.
-                       if (token < tokenizer.vocab_size()) print(decoder.append(token));
-                     });
+  SamplingOptions sampling = arguments.sampling;
+  sampling.vocab_size = tokenizer.vocab_size();
+  generator.generate(prompt, arguments.max_new_tokens, sampling, end_token,
+                     [&](std::int32_t token) { print(decoder.append(token)); });
   print(decoder.finish() + "\n");
   return 0;
 }
