@@ -2,12 +2,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "autograd/differentiable.h"
 #include "core/op.h"
+#include "tests/support/planted_error.h"
 #include "tests/support/test_tensor.h"
 
 /// One call tests an op: check_op<Op>(inputs) or check_loss<Op>(inputs).
@@ -47,6 +51,27 @@ struct OpCheck {
   std::int64_t gradient_samples = 40;
 };
 
+/// The inputs of a check: pseudo-random numbers that f32 holds exactly, so that both precisions
+/// compute from the same ones.
+template <class Op>
+auto draw_inputs(const OpCheck<Op>& check, Dtype dtype) {
+  using In = typename Op::template In<TestTensor>;
+  return map_fields<TestTensor, In, TestInput>(
+      check.inputs, [dtype, stream = std::uint32_t{0}](const TestInput& how) mutable {
+        const Philox random(20260101, RandomPurpose::kTest, stream++);
+        if (!how.present()) return TestTensor();
+        TestTensor tensor(Spec(how.is_integer() ? Dtype::kI32 : dtype, how.shape),
+                          how.columns_before, how.columns_after);
+        for (std::int64_t k = 0; k < tensor.size(); ++k) {
+          const double x =
+              how.low + (how.high - how.low) * random.uniform(static_cast<std::uint64_t>(k));
+          tensor.set(k, how.is_integer() ? how.integers[static_cast<std::size_t>(k)]
+                                         : static_cast<double>(static_cast<float>(x)));
+        }
+        return tensor;
+      });
+}
+
 namespace detail {
 
 struct Values {
@@ -69,6 +94,15 @@ struct Run {
 
 enum class Prefill { kNaN, kOnes };
 
+struct RunOptions {
+  Dtype dtype = Dtype::kF32;
+  int threads = 1;
+  Prefill prefill = Prefill::kNaN;                ///< of the gradients, kOnes to be added to
+  std::optional<std::size_t> without_grad_in{};   ///< an input whose gradient nobody wants
+  std::optional<std::size_t> without_grad_out{};  ///< an output that got no gradient
+  std::optional<std::size_t> zero_grad_out{};     ///< an output whose gradient is zero
+};
+
 template <class Op>
 class Checker {
  public:
@@ -81,26 +115,22 @@ class Checker {
 
   std::vector<std::string> failures() {
     refuses_wrong_inputs();
-    const Run exact = run(Dtype::kF64, 1, Prefill::kNaN);
-    const Run single = run(Dtype::kF32, 1, Prefill::kNaN);
+    const Run exact = run({.dtype = Dtype::kF64});
+    const Run single = run({});
     note(exact.failures);
     note(single.failures);
     if (check_.reference) compare_with_reference(exact);
     compare_gradients_with_differences(exact);
     compare("f32", single, exact, check_.f32_relative, 1e-6, 0);
-    compare("added f64", run(Dtype::kF64, 1, Prefill::kOnes), exact, 1e-12, 1e-12, 1);
+    compare("added f64", run({.dtype = Dtype::kF64, .prefill = Prefill::kOnes}), exact, 1e-12,
+            1e-12, 1);
+    skips_absent_gradients(single);
+    if constexpr (!Loss<Op>) takes_absent_gradients_for_zero();
     for (int threads : {1, 2, 3}) {
-      const Run again = run(Dtype::kF32, threads, Prefill::kNaN);
-      for (std::size_t i = 0; i < again.out.tensors.size(); ++i) {
-        if (!again.out.tensors[i].same_bits(single.out.tensors[i])) {
-          note(fmt::format("{}: other bits on {} threads", Op::kOutputs[i], threads));
-        }
-      }
-      for (std::size_t i = 0; i < again.grad_in.tensors.size(); ++i) {
-        if (!again.grad_in.tensors[i].same_bits(single.grad_in.tensors[i])) {
-          note(fmt::format("gradient of {}: other bits on {} threads", Op::kInputs[i], threads));
-        }
-      }
+      const Run again = run({.threads = threads});
+      const std::string what = fmt::format("has other bits on {} threads", threads);
+      note(changes(again.out, single.out, Op::kOutputs, what));
+      note(changes(again.grad_in, single.grad_in, Op::kInputs, "gradient " + what));
     }
     return failures_;
   }
@@ -144,7 +174,15 @@ class Checker {
       In<Spec> wrong = specs(Dtype::kF32);
       fields<Spec>(wrong)[i].dtype = Dtype::kU8;
       expect_refused(wrong, fmt::format("{} of dtype u8", Op::kInputs[i]));
+      if (input(i).is_integer() || float_inputs() == 1) continue;
+      fields<Spec>(wrong)[i].dtype = Dtype::kF64;
+      expect_refused(wrong, fmt::format("{} of dtype f64 among f32", Op::kInputs[i]));
     }
+  }
+  std::int64_t float_inputs() const {
+    return std::ranges::count_if(
+        fields<const TestInput>(check_.inputs),
+        [](const TestInput& input) { return input.present() && !input.is_integer(); });
   }
   void expect_refused(const In<Spec>& wrong, const std::string& what) {
     try {
@@ -159,22 +197,9 @@ class Checker {
   }
 
   Values make_inputs(Dtype dtype) const {
-    Values values;
-    const In<Spec> all = specs(dtype);
-    for (std::size_t i = 0; i < input_count(); ++i) {
-      const TestInput& how = input(i);
-      TestTensor tensor(fields<const Spec>(all)[i], how.columns_before, how.columns_after);
-      const Philox random(20260101, RandomPurpose::kTest, static_cast<std::uint32_t>(i));
-      for (std::int64_t k = 0; k < tensor.size(); ++k) {
-        // Rounded to f32, so that both precisions compute from the same numbers.
-        const double x =
-            how.low + (how.high - how.low) * random.uniform(static_cast<std::uint64_t>(k));
-        tensor.set(k, how.is_integer() ? how.integers[static_cast<std::size_t>(k)]
-                                       : static_cast<double>(static_cast<float>(x)));
-      }
-      values.tensors.push_back(tensor);
-    }
-    return values;
+    const auto drawn = draw_inputs(check_, dtype);
+    const auto tensors = fields<const TestTensor>(drawn);
+    return {{tensors.begin(), tensors.end()}};
   }
 
   Values make_outputs(Dtype dtype) const {
@@ -217,17 +242,20 @@ class Checker {
     return out;
   }
 
-  Run run(Dtype dtype, int threads, Prefill prefill) const {
+  Run run(const RunOptions& options) const {
+    const auto [dtype, threads, prefill, without_grad_in, without_grad_out, zero_grad_out] =
+        options;
     CpuExec cpu(threads);
     Run run;
     run.in = make_inputs(dtype);
+    const Values given = run.in;
     In<Grad> grads{};
     for (std::size_t i = 0; i < input_count(); ++i) {
       run.grad_in.tensors.emplace_back(has_gradient(i) ? run.in.tensors[i].spec() : Spec(),
                                        input(i).columns_before, input(i).columns_after);
       run.grad_in.tensors[i].fill(
           prefill == Prefill::kNaN ? std::numeric_limits<double>::quiet_NaN() : 1.0);
-      if (has_gradient(i)) {
+      if (has_gradient(i) && i != without_grad_in) {
         fields<Grad>(grads)[i] = {run.grad_in.tensors[i].tensor(),
                                   prefill == Prefill::kNaN ? GradMode::kOverwrite : GradMode::kAdd};
       }
@@ -247,7 +275,9 @@ class Checker {
       }
     } else {
       run.out = forward(run.in, dtype, cpu);
-      make_grad_out(run, dtype);
+      make_grad_out(run);
+      if (without_grad_out) run.grad_out.tensors[*without_grad_out] = TestTensor();
+      if (zero_grad_out) run.grad_out.tensors[*zero_grad_out].fill(0);
       // What backward says that it does not read must not matter.
       Values in = run.in, out = run.out;
       constexpr auto reads_in = Op::kBackwardReadsInputs;
@@ -258,12 +288,18 @@ class Checker {
       for (std::size_t i = 0; i < out.tensors.size(); ++i) {
         if (!fields<const bool>(reads_out)[i]) spoil(out.tensors[i]);
       }
+      const Values in_before = in, out_before = out, grad_out_before = run.grad_out;
       auto memory = scratch(cpu, Pass::kBackward, dtype);
       Op::backward(cpu,
                    BackwardArgs<Op>{in.view<In<Tensor>>(), out.view<Out<Tensor>>(), check_.attrs,
                                     run.grad_out.view<Out<Tensor>>(), grads, usable(memory)});
       check_scratch(memory, run);
+      append(run.failures, changes(in, in_before, Op::kInputs, "was changed by backward"));
+      append(run.failures, changes(out, out_before, Op::kOutputs, "was changed by backward"));
+      append(run.failures, changes(run.grad_out, grad_out_before, Op::kOutputs,
+                                   "gradient was changed by backward"));
     }
+    append(run.failures, changes(run.in, given, Op::kInputs, "was changed"));
     for (std::size_t i = 0; i < run.out.tensors.size(); ++i) {
       if (!run.out.tensors[i].guards_intact()) {
         run.failures.push_back(fmt::format("wrote outside {}", Op::kOutputs[i]));
@@ -281,7 +317,7 @@ class Checker {
       tensor.fill(std::numeric_limits<double>::quiet_NaN());
     }
   }
-  void make_grad_out(Run& run, Dtype dtype) const {
+  void make_grad_out(Run& run) const {
     for (std::size_t i = 0; i < run.out.tensors.size(); ++i) {
       const Spec spec = is_saved(i) ? Spec() : run.out.tensors[i].spec();
       TestTensor grad(spec);
@@ -292,7 +328,48 @@ class Checker {
       }
       run.grad_out.tensors.push_back(grad);
     }
-    (void)dtype;
+  }
+
+  /// Names those of `now` that have other bits than `before`.
+  static std::vector<std::string> changes(const Values& now, const Values& before,
+                                          std::span<const char* const> names,
+                                          const std::string& what) {
+    std::vector<std::string> result;
+    for (std::size_t i = 0; i < now.tensors.size(); ++i) {
+      if (!now.tensors[i].same_bits(before.tensors[i])) {
+        result.push_back(fmt::format("{} {}", names[i], what));
+      }
+    }
+    return result;
+  }
+  static void append(std::vector<std::string>& to, const std::vector<std::string>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  }
+
+  void skips_absent_gradients(const Run& all) {
+    for (std::size_t i = 0; i < input_count(); ++i) {
+      if (!has_gradient(i)) continue;
+      Run others = run({.without_grad_in = i});
+      others.grad_in.tensors[i] = all.grad_in.tensors[i];
+      note(others.failures);
+      const std::string what = fmt::format("has other bits without {}'s gradient", Op::kInputs[i]);
+      note(changes(others.out, all.out, Op::kOutputs, what));
+      note(changes(others.grad_in, all.grad_in, Op::kInputs, "gradient " + what));
+    }
+  }
+
+  /// Of an op with several outputs that carry gradients.
+  void takes_absent_gradients_for_zero() {
+    const Values out = make_outputs(Dtype::kF64);
+    const auto carries_gradient = [&](std::size_t i) { return out.tensors[i] && !is_saved(i); };
+    std::int64_t carriers = 0;
+    for (std::size_t i = 0; i < out.tensors.size(); ++i) carriers += carries_gradient(i);
+    for (std::size_t i = 0; i < out.tensors.size() && carriers > 1; ++i) {
+      if (!carries_gradient(i)) continue;
+      compare(fmt::format("f64 without the gradient of {},", Op::kOutputs[i]),
+              run({.dtype = Dtype::kF64, .without_grad_out = i}),
+              run({.dtype = Dtype::kF64, .zero_grad_out = i}), 1e-14, 1e-14, 0);
+    }
   }
 
   void compare_with_reference(const Run& exact) {
@@ -365,44 +442,6 @@ class Checker {
   std::vector<std::string> failures_;
 };
 
-/// Op with the gradient of one input off by one part in ten thousand.
-template <class Op>
-struct Planted : Op {
-  inline static std::size_t input = 0;
-  template <class Args>
-  static void spoil(const Args& args) {
-    const Grad& grad = fields<const Grad>(args.grad_in)[input];
-    visit_float(grad.dtype, [&]<class T>() {
-      for (std::int64_t row = 0; row < grad.rows(); ++row) {
-        T* data = grad.template as<T>() + row * grad.row_stride;
-        for (std::int64_t c = 0; c < grad.columns(); ++c) data[c] *= T(1.0001);
-      }
-    });
-  }
-};
-template <class Op>
-struct PlantedOp : Planted<Op> {
-  static void backward(CpuExec& cpu, const BackwardArgs<PlantedOp>& args) {
-    Op::backward(cpu, BackwardArgs<Op>{args.in, args.out, args.attrs, args.grad_out, args.grad_in,
-                                       args.scratch});
-    Planted<Op>::spoil(args);
-  }
-  static void forward(CpuExec& cpu, const ForwardArgs<PlantedOp>& args) {
-    Op::forward(cpu, ForwardArgs<Op>{args.in, args.out, args.attrs, args.scratch});
-  }
-};
-template <class Op>
-struct PlantedLoss : Planted<Op> {
-  static void forward_backward(CpuExec& cpu, const LossArgs<PlantedLoss>& args) {
-    Op::forward_backward(cpu,
-                         LossArgs<Op>{args.in, args.out, args.attrs, args.grad_in, args.scratch});
-    Planted<Op>::spoil(args);
-  }
-  static void forward(CpuExec& cpu, const ForwardArgs<PlantedLoss>& args) {
-    Op::forward(cpu, ForwardArgs<Op>{args.in, args.out, args.attrs, args.scratch});
-  }
-};
-
 template <class Op, class Mutant>
 void check_catches_planted_errors(const OpCheck<Op>& check) {
   OpCheck<Mutant> mutant{.inputs = {},
@@ -414,23 +453,26 @@ void check_catches_planted_errors(const OpCheck<Op>& check) {
     const TestInput& input = fields<const TestInput>(check.inputs)[i];
     if (!input.present() || input.is_integer() || input.constant) continue;
     Mutant::input = i;
-    EXPECT_FALSE(Checker<Mutant>(mutant).failures().empty())
-        << Op::kName << ": an error planted in the gradient of " << Op::kInputs[i]
-        << " went unnoticed";
+    EXPECT_THAT(Checker<Mutant>(mutant).failures(),
+                testing::ElementsAre(testing::AllOf(
+                    testing::HasSubstr(fmt::format(": gradient of {}[", Op::kInputs[i])),
+                    testing::HasSubstr("finite differences give"))))
+        << "with an error planted in the gradient of " << Op::kInputs[i];
   }
 }
 
 }  // namespace detail
 
 /// Whether errors are planted, too: each gradient in turn is spoilt by 1e-4, and the check has to
-/// fail. Once for each op is enough.
+/// fail, by its finite differences and nothing else. Once for each op is enough.
 enum class PlantErrors { kNo, kYes };
 
 /// Checks, for an op: every input of a wrong shape or dtype is refused by infer() with an error
 /// that names the op; f64 gradients equal central differences; f32 is close to f64; the plain
-/// formula, if given, is met; same bits again and on 1, 2, 3 threads; guard bytes stay intact;
-/// overwritten gradients do not depend on what was there, added ones add; nothing undeclared is
-/// read backwards.
+/// formula, if given, is met; same bits again and on 1, 2, 3 threads; guard bytes and inputs stay
+/// intact; overwritten gradients do not depend on what was there, added ones add; gradients that
+/// nobody wants change no other, those that no output got count as zero; nothing undeclared is read
+/// backwards.
 template <class Op>
 void check_op(const OpCheck<Op>& check, PlantErrors plant = PlantErrors::kNo) {
   if constexpr (Loss<Op>) {

@@ -15,22 +15,8 @@ struct OpRun {
   using Out = typename Op::template Out<T>;
 
   /// Inputs as check_op() would draw them, in `dtype`.
-  explicit OpRun(const OpCheck<Op>& check, Dtype dtype = Dtype::kF32) : attrs(check.attrs) {
-    auto inputs = fields<TestTensor>(in);
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      const TestInput& how = fields<const TestInput>(check.inputs)[i];
-      if (!how.present()) continue;
-      const Spec spec(how.is_integer() ? Dtype::kI32 : dtype, how.shape);
-      inputs[i] = TestTensor(spec, how.columns_before, how.columns_after);
-      const Philox random(20260101, RandomPurpose::kTest, static_cast<std::uint32_t>(i));
-      for (std::int64_t k = 0; k < inputs[i].size(); ++k) {
-        const double x =
-            how.low + (how.high - how.low) * random.uniform(static_cast<std::uint64_t>(k));
-        inputs[i].set(k, how.is_integer() ? how.integers[static_cast<std::size_t>(k)]
-                                          : static_cast<double>(static_cast<float>(x)));
-      }
-    }
-  }
+  explicit OpRun(const OpCheck<Op>& check, Dtype dtype = Dtype::kF32)
+      : in(draw_inputs(check, dtype)), attrs(check.attrs) {}
 
   void forward(int threads = 1) {
     out = map_fields<TestTensor, Out<TestTensor>, Spec>(
