@@ -89,9 +89,10 @@ template <class T>
 void decay_rates(CpuExec& cpu, const Tensor& a_log, T* rates) {
   const std::int64_t D = a_log.shape[0], N = a_log.shape[1];
   const T* from = a_log.as<T>();
-  // No rate is closer to 0 than this, which changes no decay of a real step and lets that of
-  // decay_delta()'s huge one be 0 even where a_log is hugely negative.
-  const simd::Vec<T> slowest = T(-1e-30);
+  // Bounds that change no decay of a real step. None is closer to 0 than `slowest`, so that the
+  // decay of decay_delta()'s huge step is 0 even where a_log is hugely negative; none is infinite,
+  // so that 0 times a rate is 0.
+  const simd::Vec<T> slowest = T(-1e-30), fastest = T(-1e30);
   cpu.parallel_for(ceil_div(D, kBlock), [&](std::int64_t block) {
     T* to = rates + block * N * kBlock;
     for (std::int64_t i = 0; i < kBlock; ++i) {
@@ -101,6 +102,7 @@ void decay_rates(CpuExec& cpu, const Tensor& a_log, T* rates) {
     for (std::int64_t i = 0; i < N * kBlock; i += simd::kLanes<T>) {
       simd::Vec<T> rate = simd::exp(simd::load(to + i)) * T(-1.4426950408889634);
       simd::stdx::where(rate > slowest, rate) = slowest;
+      simd::stdx::where(rate < fastest, rate) = fastest;
       simd::store(rate, to + i);
     }
   });

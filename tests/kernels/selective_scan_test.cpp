@@ -324,6 +324,23 @@ TEST(SelectiveScan, GatesFarFromZeroAreFinite) {
   }
 }
 
+TEST(SelectiveScan, RatesPastTheLargestFloatAreFinite) {
+  OpRun<Scan> single(check_of(1, 20, 3, 2));
+  single.in.a_log.fill(100);  // e^100 overflows
+  single.in.dt_bias.fill(0);
+  for (std::int64_t i = 0; i < single.in.dt.size(); ++i) {
+    single.in.dt.set(i, i % 2 ? 1 : -200);  // a step of 0, in which nothing decays
+  }
+  OpRun<Scan> exact = widened(single);
+  run_both(single, exact);
+  expect_close(single, exact, 1e-5, 1e-34);
+
+  single.in.a_log.set(2, std::numeric_limits<double>::quiet_NaN());  // of channel 1
+  single.forward();
+  EXPECT_FALSE(std::isnan(single.out.y.get(0)));
+  EXPECT_TRUE(std::isnan(single.out.y.get(4)));
+}
+
 TEST(SelectiveScan, DecaysNextToOneAreKept) {
   const double decay = 1 - 0x1p-24;  // the float next to 1
   constexpr std::int64_t kSteps = 1000;
