@@ -5,8 +5,6 @@
 namespace jiboia {
 
 AddRmsNorm::Out<Spec> AddRmsNorm::infer(const In<Spec>& in, const Attrs& attrs) {
-  require(in.residual && in.residual.shape.rank() >= 1, ErrorKind::kInvalidArgument,
-          "{}: residual is {}, expected (..., E)", kName, in.residual.to_string());
   expect_float(kName, "residual", in.residual, in.residual.shape.rank(), "(..., E)");
   const Dtype dtype = in.residual.dtype;
   expect(kName, "residual", in.residual, dtype, in.residual.shape, "(..., E)");

@@ -1,4 +1,4 @@
-#include <cstring>
+#include <algorithm>
 
 #include "kernels/cpu_tiles.h"
 #include "kernels/embedding/embedding.h"

@@ -47,6 +47,12 @@ TEST(Linear, TakesSlicesOfColumns) {
   check_op(check);
 }
 
+TEST(Linear, RefusesAScalar) {
+  EXPECT_THROW(
+      (void)Linear::infer({.x = Spec(Dtype::kF32, {}), .weight = Spec(Dtype::kF32, {4, 1})}, {}),
+      Error);
+}
+
 TEST(Linear, PlantedErrorsAreCaught) { check_op(check_of({2, 3, 5}, 4, true), PlantErrors::kYes); }
 
 }  // namespace
