@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
 
 #include "core/error.h"
 #include "tests/support/temporary_folder.h"
-#include "tests/train/tiny_model.h"
+#include "tests/train/tiny_store.h"
 #include "train/checkpoint/checkpoint_store.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/model_weights.h"
@@ -29,11 +30,7 @@ RunInputs tiny_inputs() {
 }
 
 TrainerState state_at(std::int64_t step) {
-  return {.step = step,
-          .tokens = step * 1000,
-          .next_row = step * 8,
-          .inputs = tiny_inputs(),
-          .history = {{"best_loss", 1.0 / 3}, {"counts", {1, 2, 3}}}};
+  return {.step = step, .tokens = step * 1000, .next_row = step * 8, .inputs = tiny_inputs()};
 }
 
 void overwrite(const fs::path& path, const std::string& contents) {
@@ -76,7 +73,7 @@ class CheckpointTest : public testing::Test {
     for (const std::int64_t step : steps) save_one(store, step);
   }
   static void save_one(CheckpointStore& store, std::int64_t step) {
-    store.save(state_at(step), tiny_config(), tiny_store(static_cast<int>(step)),
+    store.save(state_at(step), tiny_store_config(), tiny_store(static_cast<int>(step)),
                {{"tokenizer.json", "{}"}});
   }
   /// The step that a new run would go on from, with the right weights; -1 for none.
@@ -379,7 +376,8 @@ TEST_F(CheckpointTest, RunInputsHaveEveryKeyOfTheConfiguration) {
   for (const char* key :
        {"seed", "data.seq_len", "model.vocab_size", "model.hidden_size", "model.num_hidden_layers",
         "model.state_size", "model.conv_kernel", "model.expand", "model.time_step_rank",
-        "model.use_bias", "model.use_conv_bias", "model.tie_word_embeddings"}) {
+        "model.use_bias", "model.use_conv_bias", "model.tie_word_embeddings",
+        "model.layer_norm_epsilon"}) {
     RunInputs changed = inputs;
     ASSERT_TRUE(changed.config.contains(key)) << key;
     changed.config[key] = "changed";

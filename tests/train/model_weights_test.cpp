@@ -12,7 +12,7 @@
 #include "core/error.h"
 #include "core/half.h"
 #include "tests/support/temporary_folder.h"
-#include "tests/train/tiny_model.h"
+#include "tests/train/tiny_store.h"
 
 namespace jiboia {
 namespace {

@@ -8,23 +8,51 @@
 #include "core/error.h"
 #include "data/safetensors.h"
 #include "tests/support/temporary_folder.h"
-#include "tests/train/tiny_model.h"
+#include "tests/train/tiny_store.h"
 
 namespace jiboia {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::AllOf;
+using testing::ElementsAre;
 using testing::HasSubstr;
 
+TEST(OptimizerStateTest, RanksOwnSlicesOfWholeUnits) {
+  constexpr std::int64_t kUnit = ParameterStore::kShardUnit;
+  const ParameterStore store({{"w", {5 * kUnit - 1}, {5 * kUnit - 1}, {}, true}}, Dtype::kF32,
+                             StoreContents::kValues);
+  const auto units = [&](int count) {
+    std::vector<std::int64_t> result;
+    std::int64_t next = 0;
+    for (int index = 0; index < count; ++index) {
+      const FlatRange slice = store.slice({index, count});
+      EXPECT_EQ(slice.begin, next);
+      EXPECT_EQ(slice.size % kUnit, 0);
+      result.push_back(slice.size / kUnit);
+      next += slice.size;
+    }
+    return result;
+  };
+  EXPECT_THAT(units(1), ElementsAre(5));
+  EXPECT_THAT(units(2), ElementsAre(3, 2));
+  EXPECT_THAT(units(3), ElementsAre(2, 2, 1));
+  EXPECT_THAT(units(4), ElementsAre(2, 2, 1, 0));
+  EXPECT_THAT(units(7), ElementsAre(1, 1, 1, 1, 1, 0, 0));
+}
+
 TEST(OptimizerStateTest, AnyNumberOfRanksCanBeLoaded) {
-  const ParameterStore original = tiny_store(1);
+  // Six units: the cuts are within parameters, some slices hold several, and of 8 two are empty.
+  const std::vector<ParameterSpec> specs = {{"a", {100, 100}, {100, 100}, {}, true},
+                                            {"b", {3000}, {3000}, {}, false},
+                                            {"c", {9000}, {9000}, {}, false}};
+  const ParameterStore original = filled_store(specs, 1);
   const SaveId save_id{"run", 7};
   for (const int count : {1, 2, 3, 8}) {
     TemporaryFolder folder;
     for (int index = 0; index < count; ++index)
       write_optimizer_state(folder.path(), original, {index, count}, save_id);
-    ParameterStore loaded = tiny_store(2);
+    ParameterStore loaded = filled_store(specs, 2);
     load_optimizer_state(folder.path(), loaded, save_id);
     EXPECT_TRUE(equal_bits(loaded.flat_exp_avg(), original.flat_exp_avg()));
     EXPECT_TRUE(equal_bits(loaded.flat_exp_avg_sq(), original.flat_exp_avg_sq()));

@@ -30,14 +30,14 @@ std::map<std::string, std::string> metadata(Rank rank, const SaveId& save) {
           {"ranks", std::to_string(rank.count)}};
 }
 
-/// The parts of both moments within flat elements [first, last).
-std::vector<Piece> pieces_within(const ParameterStore& store, std::int64_t first,
-                                 std::int64_t last) {
+/// The parts of both moments within a slice.
+std::vector<Piece> pieces_within(const ParameterStore& store, const FlatRange& slice) {
   std::vector<Piece> pieces;
   for (std::size_t i = 0; i < store.count(); ++i) {
     const FlatRange range = store.range(i);
-    const std::int64_t begin = std::clamp(first - range.begin, std::int64_t{0}, range.size);
-    const std::int64_t end = std::clamp(last - range.begin, std::int64_t{0}, range.size);
+    const std::int64_t begin = std::clamp(slice.begin - range.begin, std::int64_t{0}, range.size);
+    const std::int64_t end =
+        std::clamp(slice.begin + slice.size - range.begin, std::int64_t{0}, range.size);
     if (begin == end) continue;
     const auto add = [&](const char* moment, const Tensor& tensor) {
       pieces.push_back({fmt::format("{}/{}[{}:{}]", moment, store.spec(i).name, begin, end),
@@ -130,9 +130,7 @@ FileDigest write_optimizer_state(const fs::path& folder, const ParameterStore& s
   require(store.dtype() == Dtype::kF32, ErrorKind::kUnsupported,
           "only the optimizer of f32 parameters can be saved, these are {}",
           to_string(store.dtype()));
-  const std::vector<Piece> pieces =
-      pieces_within(store, store.flat_size() * rank.index / rank.count,
-                    store.flat_size() * (rank.index + 1) / rank.count);
+  const std::vector<Piece> pieces = pieces_within(store, store.slice(rank));
   std::vector<TensorInfo> tensors;
   std::map<std::string, std::span<const float>> values;
   for (const Piece& piece : pieces) {

@@ -9,12 +9,6 @@
 
 namespace jiboia {
 
-/// One process among those that train a model together.
-struct Rank {
-  int index = 0;
-  int count = 1;
-};
-
 /// Which save a file belongs to.
 struct SaveId {
   std::string run_id;
@@ -24,8 +18,8 @@ struct SaveId {
 /// "optimizer_00000_of_00001.safetensors"
 std::string optimizer_file_name(Rank rank);
 
-/// Writes AdamW's moments of a rank's slice, the rank-th of `count` equal parts of the store's flat
-/// buffers. Tensors are named by parameter and range of its elements, whatever the number of ranks:
+/// Writes AdamW's moments of a rank's slice of the store, perhaps an empty one. Tensors are named
+/// by parameter and range of its elements, whatever the number of ranks:
 /// "exp_avg/backbone.norm_f.weight[0:768]" and "exp_avg_sq/...", f32. The metadata names the save
 /// and the rank. Errors: Io; Unsupported for a store that is not f32.
 FileDigest write_optimizer_state(const std::filesystem::path& folder, const ParameterStore& store,

@@ -14,12 +14,14 @@
 namespace jiboia {
 namespace {
 
-/// The keys that decide the tensors' shapes and what they mean.
-constexpr std::array<std::string_view, 10> kModelKeys{
-    "model.vocab_size",         "model.hidden_size",    "model.num_hidden_layers",
-    "model.state_size",         "model.conv_kernel",    "model.expand",
-    "model.use_bias",           "model.time_step_rank", "model.use_conv_bias",
-    "model.tie_word_embeddings"};
+/// The keys that decide the tensors' shapes and what is computed from them.
+constexpr std::array<std::string_view, 11> kModelKeys{
+    "model.vocab_size",        "model.hidden_size",
+    "model.num_hidden_layers", "model.state_size",
+    "model.conv_kernel",       "model.expand",
+    "model.use_bias",          "model.time_step_rank",
+    "model.use_conv_bias",     "model.tie_word_embeddings",
+    "model.layer_norm_epsilon"};
 /// The keys that, with the data itself, decide which row has which global position.
 constexpr std::array<std::string_view, 2> kDataKeys{"seed", "data.seq_len"};
 
@@ -74,8 +76,7 @@ std::string to_text(const TrainerState& state) {
                                        {"tokens", state.tokens},
                                        {"next_row", state.next_row},
                                        {"data_fingerprint", state.inputs.data_fingerprint},
-                                       {"config", state.inputs.config},
-                                       {"history", state.history}};
+                                       {"config", state.inputs.config}};
   return json.dump(2) + "\n";
 }
 
@@ -91,7 +92,6 @@ TrainerState read_trainer_state(const std::filesystem::path& folder) {
   const JsonObject config = json.get_object("config");
   for (const auto& member : json.at("config").items())
     state.inputs.config[member.key()] = config.get_string(member.key());
-  state.history = json.at("history");
   return state;
 }
 

@@ -1,5 +1,6 @@
 #include "train/optim/parameter_store.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -63,8 +64,10 @@ std::optional<std::size_t> ParameterStore::find(std::string_view name) const {
   return std::nullopt;
 }
 
-std::int64_t ParameterStore::bytes() const {
-  return values_memory_.bytes() + gradients_.bytes() + exp_avg_.bytes() + exp_avg_sq_.bytes();
+FlatRange ParameterStore::slice(Rank rank) const {
+  const std::int64_t size = round_up((flat_size_ + rank.count - 1) / rank.count, kShardUnit);
+  const std::int64_t begin = std::min(size * rank.index, flat_size_);
+  return {begin, std::min(size, flat_size_ - begin)};
 }
 
 Tensor ParameterStore::view(const HostBuffer& buffer, std::size_t i) const {

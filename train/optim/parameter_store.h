@@ -6,6 +6,7 @@
 
 #include "autograd/grad_sink.h"
 #include "core/buffer.h"
+#include "kernels/global_norm/global_norm.h"
 #include "train/model/parameter_spec.h"
 
 namespace jiboia {
@@ -13,20 +14,26 @@ namespace jiboia {
 /// What a ParameterStore keeps beside the values.
 enum class StoreContents : std::uint8_t { kValues, kValuesAndTraining };
 
-/// A range of elements of one parameter within the flat buffers.
+/// A range of elements within the flat buffers.
 struct FlatRange {
-  std::int64_t begin = 0;  ///< from the start of the buffers, a multiple of kAlignment
+  std::int64_t begin = 0;  ///< from the start of the buffers
   std::int64_t size = 0;
+};
+
+/// One process among those that train a model together.
+struct Rank {
+  int index = 0;
+  int count = 1;
 };
 
 /// The memory of a model's parameters: flat buffers of values, gradients and AdamW's two moments,
 /// all laid out alike, in order of declaration. Gaps between parameters hold zeros. Sizes are
-/// padded to a multiple of kShardUnit, so that ranks can own equal slices that cut norms at the
-/// same places.
+/// padded to a multiple of kShardUnit, and ranks own slices of whole units: whatever their number,
+/// they cut norms into the same partial sums.
 class ParameterStore : public GradSink {
  public:
-  static constexpr std::int64_t kAlignment = 64;    ///< elements
-  static constexpr std::int64_t kShardUnit = 4096;  ///< elements
+  static constexpr std::int64_t kAlignment = 64;          ///< elements
+  static constexpr std::int64_t kShardUnit = kNormBlock;  ///< elements
 
   /// Allocates, all zero. dtype: kF32 or kF64. Errors: OutOfMemory, with the bytes asked for.
   ParameterStore(std::vector<ParameterSpec> specs, Dtype dtype, StoreContents contents);
@@ -35,13 +42,16 @@ class ParameterStore : public GradSink {
   const ParameterSpec& spec(std::size_t i) const { return specs_[i]; }
   std::span<const ParameterSpec> specs() const { return specs_; }
   std::optional<std::size_t> find(std::string_view name) const;
+  /// The elements of parameter `i`; they begin at a multiple of kAlignment.
   FlatRange range(std::size_t i) const { return ranges_[i]; }
+  /// The elements that a rank owns, in whole units. All slices are of one size, but for the last
+  /// ranks': those may be shorter, or empty.
+  FlatRange slice(Rank rank) const;
   Dtype dtype() const { return dtype_; }
   /// Elements of all parameters, without padding.
   std::int64_t parameter_count() const { return parameter_count_; }
   /// Elements of each flat buffer, with padding.
   std::int64_t flat_size() const { return flat_size_; }
-  std::int64_t bytes() const;
 
   /// Values by ParameterId, as the tape wants them.
   std::span<const Tensor> values() const { return values_; }

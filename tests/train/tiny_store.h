@@ -3,7 +3,7 @@
 
 #include <cstring>
 #include <span>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "train/model/model_config.h"
@@ -20,13 +20,14 @@ inline std::vector<ParameterSpec> tiny_parameters() {
           {"backbone.norm_f.weight", {23}, {23}, {}, false}};
 }
 
-inline ModelConfig tiny_config() {
+inline ModelConfig tiny_store_config() {
   return resolved({.vocab_size = 29, .hidden_size = 23, .num_hidden_layers = 1, .state_size = 5});
 }
 
 /// A store whose values and moments are told apart by `seed`, no two of them equal.
-inline ParameterStore tiny_store(int seed, Dtype dtype = Dtype::kF32) {
-  ParameterStore store(tiny_parameters(), dtype, StoreContents::kValuesAndTraining);
+inline ParameterStore filled_store(std::vector<ParameterSpec> specs, int seed,
+                                   Dtype dtype = Dtype::kF32) {
+  ParameterStore store(std::move(specs), dtype, StoreContents::kValuesAndTraining);
   visit_float(dtype, [&]<class T>() {
     double next = seed + 1.0 / 3;  // not exact in either type
     for (std::size_t i = 0; i < store.count(); ++i)
@@ -35,6 +36,9 @@ inline ParameterStore tiny_store(int seed, Dtype dtype = Dtype::kF32) {
           element = static_cast<T>(next += 0.001);
   });
   return store;
+}
+inline ParameterStore tiny_store(int seed, Dtype dtype = Dtype::kF32) {
+  return filled_store(tiny_parameters(), seed, dtype);
 }
 
 inline bool equal_bits(const Tensor& a, const Tensor& b) {
