@@ -22,7 +22,7 @@
 
 #include "core/error.h"
 #include "tests/support/temporary_folder.h"
-#include "tests/train/tiny_model.h"
+#include "tests/train/tiny_store.h"
 #include "train/checkpoint/checkpoint_store.h"
 #include "train/checkpoint/manifest.h"
 
@@ -125,7 +125,7 @@ class CheckpointKillTest : public testing::Test {
   void TearDown() override { faults = {}; }
 
   static void save(CheckpointStore& store, std::int64_t step) {
-    store.save(state_at(step), tiny_config(), tiny_store(static_cast<int>(step)),
+    store.save(state_at(step), tiny_store_config(), tiny_store(static_cast<int>(step)),
                {{"tokenizer.json", "{}"}});
   }
   static std::int64_t resume(CheckpointStore& store) {
@@ -256,6 +256,17 @@ TEST_F(CheckpointKillTest, SurvivesAnyFailingSystemCall) {
       if (outcome == kSaved) break;
     }
   }
+}
+
+TEST_F(CheckpointKillTest, IsSavedEvenIfNothingOldCanBeRemoved) {
+  const int status = run_child(Faulty::kWhenSaving, [] {
+    faults.on_call = [committed = false](const char* kind, const std::string& path) mutable {
+      if (kind == std::string("rename")) committed |= path.find("3.tmp-") != std::string::npos;
+      return committed && kind == std::string("unlink") ? EACCES : 0;
+    };
+  });
+  EXPECT_EQ(WEXITSTATUS(status), kSavedInSpiteOfErrors) << message_;
+  EXPECT_EQ(check_next_start(), 3);
 }
 
 TEST_F(CheckpointKillTest, AFullDiskIsToldAndLeavesNothing) {

@@ -1,7 +1,6 @@
 #include "train/checkpoint/checkpoint_store.h"
 
 #include <algorithm>
-#include <charconv>
 #include <fstream>
 #include <random>
 #include <regex>
@@ -68,6 +67,15 @@ void remove_marked(const fs::path& folder) {
   fs::remove(folder);
 }
 
+/// remove_marked() of a folder that is of no use, whose trouble is no reason to stop.
+void discard(const fs::path& folder) {
+  try {
+    remove_marked(folder);
+  } catch (const fs::filesystem_error& error) {
+    log::warning("cannot remove '{}': {}", folder.string(), error.what());
+  }
+}
+
 /// Whether remove_marked() may have a folder. One whose maker died before marking it is empty.
 bool is_ours(const fs::path& folder) {
   return fs::is_directory(fs::symlink_status(folder)) &&
@@ -85,7 +93,7 @@ void remove_unfinished(const fs::path& folder) {
       continue;
     }
     log::info("removing the unfinished checkpoint '{}'", entry.path().string());
-    remove_marked(entry.path());
+    discard(entry.path());
   }
 }
 
@@ -186,7 +194,11 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
          state.step, bytes(parameters.parameter_count()), free_bytes, error.what());
   }
   point_latest_at(path_of(state.step));
-  remove_older_than(state.step);
+  try {
+    remove_older_than(state.step);
+  } catch (const fs::filesystem_error& error) {
+    log::warning("cannot remove old checkpoints: {}", error.what());
+  }
 }
 
 void CheckpointStore::write(const fs::path& folder, const TrainerState& state,
@@ -215,7 +227,7 @@ void CheckpointStore::commit(const fs::path& temporary, std::int64_t step) {
   fsync_directory(folder_);
   newest_good_step_ = step;
   damaged_steps_.erase(step);
-  if (retired) remove_marked(*retired);
+  if (retired) discard(*retired);
 }
 
 void CheckpointStore::point_latest_at(const fs::path& folder) const {
@@ -244,7 +256,7 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
   if (excess.empty()) return;
   try {
     verify_checkpoint(path_of(step), step);
-  } catch (const Error& error) {
+  } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
     newest_good_step_ = -1;
     fail(ErrorKind::kIo,
          "what was just saved reads back differently, so older checkpoints stay: {}", error.what());
