@@ -88,7 +88,7 @@ TEST_F(HfConfigTest, WritesEveryFieldOfMambaConfig) {
     "time_step_min": 0.002, "time_step_max": 0.2, "time_step_floor": 0.0002,
     "time_step_scale": 0.5, "time_step_init_scheme": "constant", "tie_word_embeddings": false,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null, "use_cache": true,
-    "torch_dtype": "bfloat16", "transformers_version": "4.39.0"})",
+    "use_mambapy": false, "torch_dtype": "bfloat16", "transformers_version": "4.39.0"})",
                                              {"expected"});
   EXPECT_EQ(json, expected);
   EXPECT_THROW(hugging_face_config(unusual_config(), Dtype::kF64), Error);

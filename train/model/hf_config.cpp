@@ -133,6 +133,7 @@ std::string hugging_face_config(const ModelConfig& config, Dtype weights) {
   json["hidden_act"] = "silu";
   add_token_ids(json, config);
   json["use_cache"] = true;
+  json["use_mambapy"] = false;
   json["torch_dtype"] = weights == Dtype::kBf16 ? "bfloat16" : "float32";
   json["transformers_version"] = kTransformersVersion;
   return json.dump(2) + "\n";
