@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "core/error.h"
 #include "core/log.h"
@@ -13,35 +14,40 @@
 namespace jiboia {
 namespace {
 
-/// The lines of steps up to `step`.
-std::string kept_lines(const std::filesystem::path& path, std::int64_t step) {
-  constexpr std::int64_t kMaxBytes = std::int64_t{1} << 36;
-  std::string kept;
-  if (!std::filesystem::exists(path)) return kept;
-  const std::string text = read_text_file(path, kMaxBytes);
+/// Whether a whole line is of a step up to `step`.
+bool is_kept(const std::string& line, std::int64_t step) {
+  const auto json = nlohmann::json::parse(line, nullptr, false);
+  return json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
+         json["step"].get<std::int64_t>() <= step;
+}
+
+/// Leaves the lines of steps up to `step`.
+void rewrite(const std::filesystem::path& path, std::int64_t step) {
+  FileWriter kept(path);
   std::int64_t dropped = 0;
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = text.find('\n', begin);
-    const bool torn = end == std::string::npos;
-    const std::string line = text.substr(begin, torn ? end : end - begin);
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    const bool valid =
-        json.is_object() && json.contains("step") && json["step"].is_number_integer();
-    if (!torn && valid && json["step"].get<std::int64_t>() <= step) {
-      kept += line + '\n';
-    } else {
-      ++dropped;
+  if (std::filesystem::exists(path)) {
+    require(std::filesystem::is_regular_file(path), ErrorKind::kIo, "{}: is not a file",
+            path.string());
+    std::ifstream lines(path);
+    require(lines.is_open(), ErrorKind::kIo, "{}: cannot be read", path.string());
+    for (std::string line; std::getline(lines, line);) {
+      const bool torn = lines.eof();
+      if (!torn && is_kept(line, step)) {
+        kept.write(bytes_of(line + '\n'));
+      } else {
+        ++dropped;
+      }
     }
-    begin = torn ? text.size() : end + 1;
+    require(!lines.bad(), ErrorKind::kIo, "{}: cannot be read", path.string());
   }
+  kept.commit();
   if (dropped) log::info("{}: {} lines after step {} dropped", path.string(), dropped, step);
-  return kept;
 }
 
 }  // namespace
 
 MetricsLog::MetricsLog(const std::filesystem::path& path, std::int64_t step) : path_(path) {
-  write_file_atomically(path, kept_lines(path, step));
+  rewrite(path, step);
   descriptor_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
   require(descriptor_ >= 0, ErrorKind::kIo, "{}: {}", path.string(), std::strerror(errno));
 }
