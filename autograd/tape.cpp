@@ -63,12 +63,6 @@ Tensor Tape::value(const Var& var) const {
   return {var, slot.data ? slot.data + var.first_column * size_of(var.dtype) : nullptr};
 }
 
-Tensor Tape::gradient(const Var& var) const {
-  const Slot& slot = slot_of(var);
-  if (!slot.grad_memory || measuring()) return {};
-  return {var, slot.grad_memory.data + var.first_column * size_of(var.dtype)};
-}
-
 void Tape::release(const Var& value) {
   if (!value) return;
   Slot& slot = slot_of(value);

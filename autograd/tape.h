@@ -76,8 +76,6 @@ class Tape {
   void release(const Var& value);
 
   Tensor value(const Var& var) const;
-  /// The gradient that has been formed for an activation; absent when there is none.
-  Tensor gradient(const Var& var) const;
 
   /// Walks the records in reverse. Afterwards only losses have values.
   void backward();
@@ -99,7 +97,6 @@ class Tape {
     const char* label = "";
     std::byte* data = nullptr;
     SlotKind kind = SlotKind::kConstant;
-    ParameterId parameter{};
     Arena::Block memory{};
     bool kept_for_backward = false;
     Arena::Block grad_memory{};

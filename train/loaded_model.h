@@ -1,6 +1,5 @@
 #pragma once
 #include <filesystem>
-#include <memory>
 
 #include "train/model/mamba_lm.h"
 #include "train/optim/parameter_store.h"
