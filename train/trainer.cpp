@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/log.h"
+#include "kernels/global_norm/global_norm.h"
 #include "train/model/initialise.h"
 #include "train/stop_signal.h"
 #include "train/token_tensors.h"
@@ -93,8 +94,6 @@ void Trainer::start(DataChange data_change) {
   }
   state_.inputs = inputs;
   prepare_samples();
-  write_file_atomically(folder_.path() / "config.yaml", to_yaml(config_));
-  write_file_atomically(folder_.path() / "version.txt", version_text("train"));
   metrics_.emplace(folder_.path() / "metrics.jsonl", state_.step);
   loader_.emplace(data_.train,
                   TokenLoader::Options{.order = RowOrder::kShuffled,
@@ -110,6 +109,8 @@ RunEnd Trainer::run() {
               config_.train.max_steps);
     return {.step = state_.step};
   }
+  write_file_atomically(folder_.path() / "resolved_config.yaml", to_yaml(config_));
+  write_file_atomically(folder_.path() / "version.txt", version_text("train"));
   const auto due = [&](std::int64_t every) { return every > 0 && state_.step % every == 0; };
   while (state_.step < config_.train.max_steps && !stop.received()) {
     const double begin = now_s();
@@ -228,6 +229,18 @@ void Trainer::say_sample() {
 }
 
 void Trainer::save() {
+  // An update can make the weights useless without making the loss before it look so.
+  const bool finite = std::visit(
+      [&](auto& backend) {
+        return std::isfinite(global_norm(backend, parameters_.flat_values())) &&
+               std::isfinite(global_norm(backend, parameters_.flat_exp_avg_sq()));
+      },
+      exec_);
+  require(
+      finite, ErrorKind::kNumerics,
+      "step {}: the weights or the moments are not finite any more; they were not saved, earlier "
+      "checkpoints are intact",
+      state_.step);
   metrics_->sync();
   checkpoints_.save(state_, config_.model, parameters_, data_.tokenizer_files);
 }

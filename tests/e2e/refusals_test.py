@@ -103,6 +103,23 @@ def test_a_learning_rate_beyond_reason_ends_the_run_and_keeps_what_was_good(fini
     start(tmp_path, config_of(data, finished, steps=6, every=100))
 
 
+def test_weights_that_are_not_finite_are_never_saved(data, tmp_path):
+    said = start(tmp_path, config_of(data, tmp_path / "run", steps=1, eval__every=0, optim__lr=1e3,
+                                     optim__weight_decay=1e300), code=5).stderr
+    assert "not finite any more" in said
+    assert checkpoints_of(tmp_path / "run") == []
+
+
+def test_a_configuration_in_the_output_folder_is_left_alone(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    path = write_yaml(tmp_path / "run/config.yaml", config_of(data, tmp_path / "run", steps=1))
+    text = path.read_text()
+    run("train", "--config", path)
+    assert path.read_text() == text
+    assert "max_steps: 1" in (tmp_path / "run/resolved_config.yaml").read_text()
+    assert "commit" in (tmp_path / "run/version.txt").read_text()
+
+
 def test_surroundings_change_nothing(data, finished, tmp_path):
     odd = tmp_path / "água e\nsal"
     odd.mkdir()

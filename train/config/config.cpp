@@ -196,6 +196,19 @@ std::optional<ConfigProblem> find_problem(const RunConfig& config) {
                     "which is {}",
                     train.global_batch_size, train.micro_batch_size)};
   }
+  // What a step allocates must be countable long before it could be allocated.
+  const double widest = static_cast<double>(2 * config.model.intermediate_size() +
+                                            2 * config.model.state_size + config.model.hidden_size);
+  const double activations = static_cast<double>(train.micro_batch_size) *
+                             static_cast<double>(config.data.seq_len) * widest *
+                             static_cast<double>(config.model.num_hidden_layers);
+  if (activations > 0x1p55) {
+    return ConfigProblem{{"train.micro_batch_size", "data.seq_len", "model.hidden_size"},
+                         fmt::format("train.micro_batch_size, data.seq_len, model.hidden_size and "
+                                     "model.num_hidden_layers make a step of {:.1e} activations, "
+                                     "more than any machine holds",
+                                     activations)};
+  }
   if (schedule.warmup_steps > train.max_steps) {
     return ConfigProblem{
         {"schedule.warmup_steps", "train.max_steps"},

@@ -28,7 +28,7 @@ std::span<const Option<ModelConfig>> model_options() {
        .meaning = "Rows of the embedding; may exceed the tokenizer's vocabulary."},
       {FIELD(hidden_size), .range = between(1, 1 << 17), .meaning = "Width of the model.",
        .aliases = {"d_model", "n_embd", "dim"}},
-      {FIELD(num_hidden_layers), .range = between(1, 1 << 16), .meaning = "Number of Mamba blocks.",
+      {FIELD(num_hidden_layers), .range = between(1, 1 << 12), .meaning = "Number of Mamba blocks.",
        .aliases = {"n_layer", "n_layers", "num_layers"}},
       {FIELD(state_size), .range = between(1, 1 << 16), .meaning = "States of a channel.",
        .aliases = {"d_state", "ssm_state_size"}},
