@@ -45,6 +45,8 @@ int train(const Arguments& arguments) {
     std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
     return 0;
   }
+  // What is quick to see comes first: verifying the data can take minutes.
+  require_data(config);
   RunFolder folder(config.output_dir);
   if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint.keep).steps().empty()) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",

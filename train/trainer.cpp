@@ -18,11 +18,6 @@ double now_s() {
 }
 
 TokenDataset open_dataset(const RunConfig& config, const std::string& folder, const char* key) {
-  if (!std::filesystem::exists(folder)) {
-    fail(ErrorKind::kData, "{} is {}, which does not exist (from {}).{}{}", key, folder,
-         std::filesystem::current_path().string(),
-         config.data.how_to_get.empty() ? "" : " To get the data:\n", config.data.how_to_get);
-  }
   TokenDataset data = TokenDataset::open(
       folder, {.seq_len = config.data.seq_len,
                .vocab_size = config.model.vocab_size,
@@ -39,6 +34,17 @@ std::int64_t workspace_bytes(const RunConfig& config, const MambaLm& model, Exec
 }
 
 }  // namespace
+
+void require_data(const RunConfig& config) {
+  const std::pair<const char*, const std::string&> folders[] = {
+      {"data.train", config.data.train}, {"data.validation", config.data.validation}};
+  for (const auto& [key, folder] : folders) {
+    if (folder.empty() || std::filesystem::exists(folder)) continue;
+    fail(ErrorKind::kData, "{} is {}, which does not exist (from {}).{}{}", key, folder,
+         std::filesystem::current_path().string(),
+         config.data.how_to_get.empty() ? "" : " To get the data:\n", config.data.how_to_get);
+  }
+}
 
 RunData open_data(const RunConfig& config) {
   RunData data{.train = open_dataset(config, config.data.train, "data.train")};

@@ -27,7 +27,10 @@ struct RunData {
   std::optional<Tokenizer> tokenizer;          ///< for samples
 };
 
-/// Opens what `config` names. Errors: Data, with config.data.how_to_get when a folder is missing.
+/// Errors: Data, with config.data.how_to_get, when a folder of data is not there.
+void require_data(const RunConfig& config);
+
+/// Opens, verifies and checks what `config` names. Errors: Data.
 RunData open_data(const RunConfig& config);
 
 /// Why a run ended.

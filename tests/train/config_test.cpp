@@ -186,8 +186,9 @@ TEST(Config, RefusesValuesOutOfRange) {
   for (const auto& [text, message] : cases) EXPECT_THAT(error_of(text), StartsWith(message));
   EXPECT_THAT(error_of_override("optim.lr=0"), HasSubstr("expected a number above 0"));
   EXPECT_THAT(error_of_override("optim.betas=[0.9, 1]"), HasSubstr("optim.betas is [0.9, 1]"));
-  EXPECT_THAT(error_of("model:\n  hidden_size: 100000\n  num_hidden_layers: 4000\n"
-                       "data:\n  seq_len: 16000000\n"),
+  EXPECT_THAT(error_of("", {"model.hidden_size=100000", "model.num_hidden_layers=4000",
+                            "data.seq_len=16000000", "train.micro_batch_size=1000",
+                            "train.global_batch_size=1000"}),
               HasSubstr("more than any machine holds"));
   EXPECT_THAT(error_of_override("output_dir="), HasSubstr("output_dir is \"\", expected a text"));
 }
