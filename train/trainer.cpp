@@ -5,6 +5,7 @@
 
 #include "core/log.h"
 #include "kernels/global_norm/global_norm.h"
+#include "train/model/hf_config.h"
 #include "train/model/initialise.h"
 #include "train/stop_signal.h"
 #include "train/token_tensors.h"
@@ -93,7 +94,7 @@ void Trainer::start(DataChange data_change) {
       log::info("no checkpoint in {}: starts at step 0 with weights drawn from seed {}",
                 folder_.checkpoints().string(), config_.seed);
     } else {
-      load_model_weights(config_.init_from, parameters_, ExtraTensors::kWarn);
+      load_first_weights();
       log::info("no checkpoint in {}: starts at step 0 with the weights of {}",
                 folder_.checkpoints().string(), config_.init_from);
     }
@@ -106,6 +107,22 @@ void Trainer::start(DataChange data_change) {
                                        .seed = static_cast<std::uint64_t>(config_.seed),
                                        .rows_per_batch = config_.train.micro_batch_size,
                                        .first_position = state_.next_row});
+}
+
+void Trainer::load_first_weights() {
+  const std::filesystem::path path = config_.init_from;
+  if (!std::filesystem::is_directory(path)) {
+    load_model_weights(path, parameters_, ExtraTensors::kWarn);
+    return;
+  }
+  const std::filesystem::path folder = find_model(path);
+  load_model_weights(folder, parameters_, ExtraTensors::kWarn);
+  if (!std::filesystem::exists(folder / "config.json")) return;
+  const double epsilon = read_model_config(folder).layer_norm_epsilon;
+  if (epsilon != config_.model.layer_norm_epsilon) {
+    log::warning("init_from: {} was made with layer_norm_epsilon {}, this run has {}",
+                 folder.string(), epsilon, config_.model.layer_norm_epsilon);
+  }
 }
 
 RunEnd Trainer::run() {

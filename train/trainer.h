@@ -63,6 +63,7 @@ class Trainer {
   StepResult step();
   nlohmann::ordered_json metrics_of(const StepResult& result, double step_s) const;
   void validate(nlohmann::ordered_json& line);
+  void load_first_weights();
   void prepare_samples();
   void say_sample();
   void save();

@@ -85,13 +85,24 @@ def spoil(folder, name, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_is_not_finite_ends_the_run(value, finished, data, tmp_path):
-    start_folder = finished / "checkpoints/step_00000004"
+    start_folder = tmp_path / "exported"
+    run("export", "--checkpoint", finished, "--output", start_folder)
     spoil(start_folder, "backbone.layers.0.mixer.out_proj.weight", value)
     tree = config_of(data, tmp_path / "again", init_from=start_folder)
     said = start(tmp_path, tree, code=5).stderr
     assert "backbone.layers.0.mixer.out_proj.weight" in said  # the warning on loading
     assert "numerics: step 1" in said
     assert checkpoints_of(tmp_path / "again") == []
+
+
+def test_damaged_first_weights_are_refused(finished, data, tmp_path):
+    start(tmp_path, config_of(data, tmp_path / "good", steps=1, init_from=finished))  # a run's folder will do
+    path = finished / "checkpoints/step_00000004/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    said = start(tmp_path, config_of(data, tmp_path / "again", init_from=path.parent), code=4).stderr
+    assert "model.safetensors" in said
 
 
 def test_a_learning_rate_beyond_reason_ends_the_run_and_keeps_what_was_good(finished, data, tmp_path):
