@@ -138,6 +138,7 @@ RunEnd Trainer::run() {
   while (state_.step < config_.train.max_steps && !stop.received()) {
     const double begin = now_s();
     const StepResult result = step();
+    checkpoints_.remove_superseded();
     const double step_s = now_s() - begin;
     steps_s_ += step_s;
     nlohmann::ordered_json line = metrics_of(result, step_s);
@@ -150,6 +151,7 @@ RunEnd Trainer::run() {
     if (due(config_.checkpoint.every) || last) save();
   }
   if (state_.step < config_.train.max_steps) save();
+  checkpoints_.remove_superseded();
   return {.step = state_.step,
           .signal = state_.step < config_.train.max_steps ? stop.received() : 0};
 }
@@ -173,9 +175,11 @@ Trainer::StepResult Trainer::step() {
     result.z_loss += share * config_.loss.z_loss * read_scalar(tape.value(losses.lse_squared));
   }
   parameters_.end_gradients();
-  require(std::isfinite(result.loss), ErrorKind::kNumerics,
-          "step {}: the loss is {}; no parameter was updated and the last checkpoint is intact",
-          state_.step + 1, result.loss);
+  require(
+      std::isfinite(result.loss), ErrorKind::kNumerics,
+      "step {}: the loss is {}; no parameter was updated and the checkpoints are as they were. If "
+      "the newest has diverged already, remove it to go on from the one before",
+      state_.step + 1, result.loss);
   result.lr =
       learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps);
   const OpTimer::Scope scope(op_timer_ ? &*op_timer_ : nullptr, "optimizer", Pass::kForward);

@@ -1,6 +1,7 @@
 """What a run does about bad input, numerics and surroundings: a clear message, the right exit code, nothing lost."""
 
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_a_learning_rate_beyond_reason_ends_the_run_and_keeps_what_was_good(fini
     assert tensors_of(finished, 4) == before
     # The last good checkpoint still goes on.
     start(tmp_path, config_of(data, finished, steps=6, every=100))
+
+
+def test_a_checkpoint_goes_only_after_the_next_step_went_well(finished, data, tmp_path):
+    """Weights can be finite and lost: then the checkpoint before must still be there."""
+    start(tmp_path, config_of(data, finished, steps=50, every=1, checkpoint__keep=1, optim__lr=1e20), code=5)
+    assert len(checkpoints_of(finished)) >= 2
+    for name in checkpoints_of(finished)[1:]:
+        shutil.rmtree(finished / "checkpoints" / name)
+    start(tmp_path, config_of(data, finished, steps=6, every=1, checkpoint__keep=1))
+    assert checkpoints_of(finished) == ["step_00000006"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(data, tmp_path):

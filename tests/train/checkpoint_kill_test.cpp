@@ -127,6 +127,7 @@ class CheckpointKillTest : public testing::Test {
   static void save(CheckpointStore& store, std::int64_t step) {
     store.save(state_at(step), tiny_store_config(), tiny_store(static_cast<int>(step)),
                {{"tokenizer.json", "{}"}});
+    store.remove_superseded();
   }
   static std::int64_t resume(CheckpointStore& store) {
     ParameterStore parameters = tiny_store(1000);

@@ -75,6 +75,7 @@ class CheckpointTest : public testing::Test {
   static void save_one(CheckpointStore& store, std::int64_t step) {
     store.save(state_at(step), tiny_store_config(), tiny_store(static_cast<int>(step)),
                {{"tokenizer.json", "{}"}});
+    store.remove_superseded();
   }
   /// The step that a new run would go on from, with the right weights; -1 for none.
   std::int64_t resumed_step() {

@@ -112,12 +112,13 @@ struct Newest {
   std::set<std::int64_t> damaged_steps;  ///< newer ones
 };
 
-/// The newest undamaged checkpoint in `folder`. Errors: Checkpoint when all are damaged, or when
-/// the newest that is not was written by a newer program.
+/// The newest undamaged checkpoint in `folder`. Trouble with reading is no damage: it ends the
+/// search, so that no older checkpoint is gone on from by mistake. Errors: Io; Checkpoint when all
+/// are damaged, or when the newest that is not was written by a newer program.
 Newest find_newest(const fs::path& folder) {
   Newest newest;
   std::vector<std::string> reasons;
-  const auto reject = [&](std::int64_t step, const std::exception& error) {
+  const auto reject = [&](std::int64_t step, const Error& error) {
     log::warning("checkpoint {} is damaged and is not used: {}", name_of(step), error.what());
     newest.damaged_steps.insert(step);
     reasons.push_back(fmt::format("{}: {}", name_of(step), error.what()));
@@ -129,9 +130,10 @@ Newest find_newest(const fs::path& folder) {
       newest.step = *step;
       return newest;
     } catch (const Error& error) {
+      // A run that is going on may have removed it meanwhile.
+      if (!fs::exists(folder / name_of(*step))) continue;
       if (error.kind() == ErrorKind::kUnsupported) fail(ErrorKind::kCheckpoint, "{}", error.what());
-      reject(*step, error);
-    } catch (const fs::filesystem_error& error) {
+      if (error.kind() != ErrorKind::kCheckpoint) throw;
       reject(*step, error);
     }
   }
@@ -194,8 +196,13 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
          state.step, bytes(parameters.parameter_count()), free_bytes, error.what());
   }
   point_latest_at(path_of(state.step));
+  has_superseded_ = true;
+}
+
+void CheckpointStore::remove_superseded() {
+  if (!std::exchange(has_superseded_, false)) return;
   try {
-    remove_older_than(state.step);
+    remove_older_than(newest_good_step_);
   } catch (const fs::filesystem_error& error) {
     log::warning("cannot remove old checkpoints: {}", error.what());
   }
@@ -272,9 +279,10 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
 }
 
 fs::path CheckpointStore::retire(const fs::path& folder) const {
+  require(fs::is_directory(fs::symlink_status(folder)) && fs::exists(folder / kMarker),
+          ErrorKind::kIo, "'{}' is no checkpoint of this program; move it away", folder.string());
   fs::path retired = folder;
   retired += fmt::format(".tmp-{}-retired", run_id_);
-  mark(folder);
   rename_path(folder, retired);
   return retired;
 }

@@ -21,8 +21,9 @@ namespace jiboia {
 ///  1. everything is written and synced in step_00000100.tmp-<run id>, the manifest last;
 ///  2. that folder is renamed, and its parent synced: now the checkpoint is committed;
 ///  3. the symbolic link `latest`, for people, is pointed at it; nothing here reads it;
-///  4. the new folder is read again and compared with its manifest; only then do older ones go,
-///     each renamed to a .tmp- name before its files are removed.
+///  4. once the run has gone on from it, the new folder is read again and compared with its
+///  manifest;
+///     only then do older ones go, each renamed to a .tmp- name before its files are removed.
 ///
 /// A folder is only ever removed when it holds our marker file.
 class CheckpointStore {
@@ -52,11 +53,16 @@ class CheckpointStore {
   std::optional<Resumed> resume(const RunInputs& now, DataChange data_change,
                                 ParameterStore& parameters);
 
-  /// Commits a checkpoint and removes those beyond `keep`; does nothing when `state.step` is
-  /// already saved by this process or is where it resumed. Errors: Io, saying what the checkpoint
-  /// takes and what is free; older checkpoints are then as they were.
+  /// Commits a checkpoint; does nothing when `state.step` is already saved by this process or is
+  /// where it resumed. Errors: Io, saying what the checkpoint takes and what is free; older
+  /// checkpoints are then as they were.
   void save(const TrainerState& state, const ModelConfig& config, const ParameterStore& parameters,
             const std::vector<CompanionFile>& companions);
+
+  /// Removes checkpoints beyond `keep`, after the newest has been read back. To be called when the
+  /// run has gone on from the newest without trouble: weights can be finite and still be lost, and
+  /// then an older checkpoint is all there is. Errors: Io when the newest reads back differently.
+  void remove_superseded();
 
  private:
   void write(const std::filesystem::path& folder, const TrainerState& state,
@@ -72,6 +78,7 @@ class CheckpointStore {
   std::int64_t keep_;
   std::string run_id_;
   std::int64_t newest_good_step_ = -1;
+  bool has_superseded_ = false;  ///< a save has not been followed by remove_superseded() yet
   std::set<std::int64_t> damaged_steps_;  ///< rejected by resume()
 };
 

@@ -51,6 +51,7 @@ std::string to_text(const Manifest& manifest) {
 
 Manifest read_manifest(const fs::path& folder) {
   const JsonSource source{(folder / Manifest::kFileName).string(), ErrorKind::kCheckpoint};
+  require(fs::exists(source.name), source.kind, "'{}' is missing", source.name);
   const std::string text = read_text_file(source.name, kLimits.file_bytes);
   const json value = parse_json(text, source, kLimits);
   const JsonObject body = JsonObject(value, source).get_object("manifest");

@@ -76,9 +76,10 @@ void Optimizer::fail_on_gradient(std::int64_t update) const {
     const double norm = global_norm(cpu, parameters_.gradient(i));
     if (!std::isfinite(norm)) {
       fail(ErrorKind::kNumerics,
-           "step {}: the gradient of {} has the norm {}; no parameter was updated. The last "
-           "checkpoint "
-           "is intact; try a lower optim.lr, a longer schedule.warmup_steps or other data",
+           "step {}: the gradient of {} has the norm {}; no parameter was updated and the "
+           "checkpoints are as they were. Try a lower optim.lr, a longer schedule.warmup_steps or "
+           "other data; if the newest checkpoint has diverged already, remove it to go on from the "
+           "one before",
            update, parameters_.spec(i).name, norm);
     }
   }
