@@ -13,8 +13,11 @@ struct LoadedModel {
   ParameterStore parameters;
 };
 
-/// Loads what a user means by `path`: any Hugging Face Mamba folder, a checkpoint, or a run's
-/// output_dir, whose newest undamaged checkpoint is taken. Computes in f32.
+/// The folder that a user means by `path`: any Hugging Face Mamba folder, a checkpoint, or a run's
+/// output_dir, whose newest undamaged checkpoint is taken. Errors: Checkpoint, Io.
+std::filesystem::path find_model_folder(const std::filesystem::path& path);
+
+/// Loads what a user means by `path`, see find_model_folder(). Computes in f32.
 /// Errors: Checkpoint, Io.
 LoadedModel load_model(const std::filesystem::path& path);
 

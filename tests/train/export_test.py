@@ -181,7 +181,7 @@ def test_refusals(source, output, tmp_path):
     assert "is a checkpoint" in export(source, tmp_path / "checkpoint", code=2)
     assert "5 apples" in export(source, output, "--max-shard-size", "5 apples", code=2)
     assert "--dtype" in export(source, output, "--dtype", "float64", code=2)
-    assert "config.json" in export(tmp_path / "nothing", output, code=7)
+    assert "no such folder" in export(tmp_path / "nothing", output, code=4)
     (tmp_path / "file").write_text("")
     assert "cannot create folder" in export(source, tmp_path / "file", code=7)
     assert not output.exists()

@@ -1,18 +1,23 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/log.h"
 #include "data/json.h"
 #include "data/safetensors.h"
+#include "train/checkpoint/manifest.h"
 #include "train/checkpoint/trainer_state.h"
 #include "train/evaluator.h"
 #include "train/loaded_model.h"
+#include "train/tools/number_option.h"
 #include "train/tools/program.h"
 #include "train/workspace.h"
 
 namespace jiboia {
 namespace {
+
+namespace fs = std::filesystem;
 
 struct Arguments {
   std::string model, data, ids, logits;
@@ -70,6 +75,19 @@ int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
   return 0;
 }
 
+/// Refuses to write over what is no earlier result. Errors: InvalidArgument.
+void require_result_file(const fs::path& file, const fs::path& ids) {
+  require(!fs::exists(file) || fs::is_regular_file(file), ErrorKind::kInvalidArgument,
+          "--logits '{}' exists and is not a regular file", file.string());
+  require(!fs::exists(file) || !fs::equivalent(file, ids), ErrorKind::kInvalidArgument,
+          "--logits is the file of the --ids, '{}'", file.string());
+  const fs::path folder = fs::absolute(file).parent_path();
+  for (const char* name : {"config.json", Manifest::kFileName}) {
+    require(!fs::exists(folder / name), ErrorKind::kInvalidArgument,
+            "--logits '{}' is in the folder of a model, among its weights", file.string());
+  }
+}
+
 /// Reads a list of equally long lists of ids.
 std::vector<std::vector<std::int32_t>> read_ids(const std::string& path, std::int64_t vocab_size) {
   const JsonLimits limits{.depth = 2, .nodes = 100'000'000, .file_bytes = std::int64_t{1} << 30};
@@ -121,6 +139,10 @@ int evaluate_model(const Arguments& arguments) {
           "either --data, or --ids and --logits");
   require(arguments.ids.empty() == arguments.logits.empty(), ErrorKind::kInvalidArgument,
           "--ids and --logits go together");
+  if (!for_data) {
+    require(fs::exists(arguments.ids), ErrorKind::kData, "{}: no such file", arguments.ids);
+    require_result_file(arguments.logits, arguments.ids);
+  }
   Exec exec = CpuExec(arguments.threads);
   LoadedModel loaded = load_model(arguments.model);
   return for_data ? evaluate_data(arguments, loaded, exec) : write_logits(arguments, loaded, exec);
@@ -142,15 +164,15 @@ int main(int argc, char** argv) {
   app.add_option(
          "--seq-len", arguments.seq_len,
          "Tokens of a row cut from a stream (default: what the model was trained on, else 2048)")
-      ->check(CLI::PositiveNumber);
+      ->transform(number_in<std::int64_t>(1, 1 << 30));
   app.add_option("--max-rows", arguments.max_rows, "Rows to score at most; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(number_in<std::int64_t>(0));
   app.add_flag("--json", arguments.json, "Prints one JSON object");
   app.add_option("--ids", arguments.ids, "JSON file: a list of equally long lists of token ids");
   app.add_option("--logits", arguments.logits,
                  "safetensors file to write: tensor `logits` (B, L, V), fp32, for --ids");
   app.add_option("--threads", arguments.threads, "CPU threads; 0: all cores")
-      ->check(CLI::Range(0, 4096));
+      ->transform(number_in<int>(0, 4096));
   app.footer(
       "The loss is the mean cross entropy in nats per token, without any z-loss.\n"
       "Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 numerics, 7 disk, 1 anything else.");

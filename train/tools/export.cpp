@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <optional>
@@ -8,11 +9,11 @@
 
 #include "core/error.h"
 #include "data/file.h"
-#include "train/checkpoint/checkpoint_store.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/model_folder.h"
 #include "train/checkpoint/model_weights.h"
 #include "train/checkpoint/trainer_state.h"
+#include "train/loaded_model.h"
 #include "train/model/hf_config.h"
 #include "train/model/mamba_lm.h"
 #include "train/tools/program.h"
@@ -26,7 +27,7 @@ constexpr const char* kDescription =
     "Writes a Hugging Face model folder: config.json, generation_config.json, weights as\n"
     "safetensors, the tokenizer's files and a model card. transformers opens it with\n"
     "AutoModelForCausalLM and AutoTokenizer. Files are replaced one by one, each all or nothing;\n"
-    "weight files of an earlier export with other shards are removed.";
+    "files of an earlier export that do not belong to the new one are removed.";
 constexpr const char* kFooter =
     "Exit codes: 0 done, 2 usage, 4 the model is damaged or not a Mamba-1 model, 7 disk.";
 
@@ -90,25 +91,51 @@ void create_output(const fs::path& output, const fs::path& source) {
           "--output is the model to be exported, '{}'", source.string());
   require(!fs::exists(output / Manifest::kFileName), ErrorKind::kInvalidArgument,
           "--output '{}' is a checkpoint", output.string());
+  require(!fs::exists(output / "checkpoints"), ErrorKind::kInvalidArgument,
+          "--output '{}' is the folder of a run: it holds checkpoints", output.string());
+}
+
+/// Removes what an earlier export left and the new weights will not go with, so that being killed
+/// half-way leaves no folder that loads as a mixture of both.
+void remove_other_model(const fs::path& output, const std::string& config,
+                        const std::vector<CompanionFile>& tokenizer) {
+  constexpr std::int64_t kMaxConfigBytes = 16 << 20;
+  const fs::path config_file = output / "config.json";
+  if (fs::exists(config_file) && read_text_file(config_file, kMaxConfigBytes) != config)
+    remove_file(config_file);
+  for (const CompanionFile& old : read_tokenizer_files(output)) {
+    const bool stays = std::any_of(tokenizer.begin(), tokenizer.end(), [&](const auto& file) {
+      return file.name == old.name && file.contents == old.contents;
+    });
+    if (!stays) remove_file(output / old.name);
+  }
+  fsync_directory(output);
+}
+
+/// The last part of a folder's path.
+std::string name_of_folder(const fs::path& folder) {
+  const fs::path path = fs::weakly_canonical(folder);
+  return path.has_filename() ? path.filename() : path.parent_path().filename();
 }
 
 int export_model(const Request& request) {
   constexpr std::int64_t kMaxCardBytes = 16 << 20;
   const Dtype dtype = request.dtype == "bfloat16" ? Dtype::kBf16 : Dtype::kF32;
   const std::int64_t max_shard_bytes = parse_byte_size(request.max_shard_size);
-  const fs::path source = find_model(request.checkpoint);
+  const fs::path source = find_model_folder(request.checkpoint);
   CardFacts facts{.config = read_model_config(source)};
   const MambaLm model(facts.config);
   ModelWeights weights(source, model.parameters());
   const std::vector<CompanionFile> tokenizer = read_tokenizer_files(source);
   if (fs::exists(source / TrainerState::kFileName)) facts.state = read_trainer_state(source);
-  facts.name = fs::weakly_canonical(request.output).filename();
+  facts.name = name_of_folder(request.output);
   for (const ParameterSpec& spec : model.parameters()) facts.parameter_count += spec.shape.size();
   const std::string card = request.model_card.empty()
                                ? model_card(facts)
                                : read_text_file(request.model_card, kMaxCardBytes);
 
   create_output(request.output, source);
+  remove_other_model(request.output, hugging_face_config(facts.config, dtype), tokenizer);
   std::int64_t bytes = 0;
   for (const WrittenFile& file :
        convert_model_weights(weights, model.parameters(), dtype, request.output, max_shard_bytes))

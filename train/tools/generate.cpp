@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <filesystem>
 
+#include "core/error.h"
 #include "data/tokenizer.h"
 #include "train/generator.h"
 #include "train/loaded_model.h"
+#include "train/tools/number_option.h"
 #include "train/tools/program.h"
 
 namespace jiboia {
@@ -19,7 +21,10 @@ struct Arguments {
 
 int generate(const Arguments& arguments) {
   LoadedModel loaded = load_model(arguments.model);
-  Tokenizer tokenizer = Tokenizer::load(loaded.folder / "tokenizer.json");
+  const std::filesystem::path tokenizer_file = loaded.folder / "tokenizer.json";
+  require(std::filesystem::exists(tokenizer_file), ErrorKind::kData,
+          "'{}' has no tokenizer.json, which text needs", loaded.folder.string());
+  Tokenizer tokenizer = Tokenizer::load(tokenizer_file);
   const ModelConfig& config = loaded.model.config();
   std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, true);
   // An empty prompt is the beginning of a document.
@@ -33,11 +38,7 @@ int generate(const Arguments& arguments) {
   Exec exec = CpuExec(arguments.threads);
   Generator generator(loaded.model, loaded.parameters.values(), exec);
   StreamDecoder decoder(tokenizer, true);
-  const auto print = [](const std::string& text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  };
-  for (std::int32_t token : prompt) print(decoder.append(token));
+  for (std::int32_t token : prompt) write_stdout(decoder.append(token));
   std::optional<std::int32_t> end_token;
   if (!arguments.ignore_end && config.eos_token_id >= 0) {
     end_token = static_cast<std::int32_t>(config.eos_token_id);
@@ -45,8 +46,8 @@ int generate(const Arguments& arguments) {
   SamplingOptions sampling = arguments.sampling;
   sampling.vocab_size = tokenizer.vocab_size();
   generator.generate(prompt, arguments.max_new_tokens, sampling, end_token,
-                     [&](std::int32_t token) { print(decoder.append(token)); });
-  print(decoder.finish() + "\n");
+                     [&](std::int32_t token) { write_stdout(decoder.append(token)); });
+  write_stdout(decoder.finish() + "\n");
   return 0;
 }
 
@@ -64,23 +65,24 @@ int main(int argc, char** argv) {
   app.add_option("-p,--prompt", arguments.prompt, "Text to continue (UTF-8); may be empty");
   app.add_option("-n,--max-new-tokens", arguments.max_new_tokens, "Tokens to add at most")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->transform(number_in<std::int64_t>(0));
   app.add_option("--temperature", arguments.sampling.temperature,
                  "Divides the logits before sampling; 0 takes the likeliest token")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 100.0));
+      ->transform(number_in<double>(0, 100));
   app.add_option("--top-p", arguments.sampling.top_p,
                  "Samples among the likeliest tokens that together have this probability")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->transform(number_in<double>(0, 1));
   app.add_option("--seed", arguments.sampling.seed, "Equal seeds give equal texts")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->transform(number_in<std::uint64_t>(0));
   app.add_flag("--ignore-end", arguments.ignore_end, "Goes on after the end-of-text token");
   app.add_option("--threads", arguments.threads, "CPU threads; 0: all cores")
       ->capture_default_str()
-      ->check(CLI::Range(0, 4096));
+      ->transform(number_in<int>(0, 4096));
   app.footer(
       "Text goes to stdout as it is made.\n"
-      "Exit codes: 0 done, 2 usage, 3 tokenizer, 4 model, 5 numerics, 1 anything else.");
+      "Exit codes: 0 done, 2 usage, 3 tokenizer, 4 model, 5 numerics, 7 disk, 1 anything else.");
   return run_program("generate", app, argc, argv, [&] { return generate(arguments); });
 }

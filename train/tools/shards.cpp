@@ -139,7 +139,7 @@ int run(int argc, char** argv) {
     if (verify_command->parsed()) return verify(manifest);
     const Json facts = describe(manifest);
     if (json)
-      fmt::print("{}\n", facts.dump(2));
+      fmt::print("{}\n", facts.dump(2, ' ', false, Json::error_handler_t::replace));
     else
       print_table(facts);
     return 0;

@@ -1,0 +1,159 @@
+"""Tests of the programs at the edges of the system: streams, limits, command lines, paths."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+
+import pytest
+from programs import BIN, run
+from tiny_run import config_of, start, write_data
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with data/, a run and model/: the run's weights with a tokenizer."""
+    root = tmp_path_factory.mktemp("programs")
+    start(root, config_of(write_data(root / "data"), root / "run", steps=2, every=2, model__vocab_size=256))
+    run("export", "--checkpoint", root / "run", "--output", root / "model")
+    add_tokenizer(root / "model")
+    (root / "ids.json").write_text("[[1, 2, 3]]")
+    return root
+
+
+def add_tokenizer(folder):
+    """A token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def commands(world):
+    return [
+        ["evaluate", "--model", world / "model", "--data", world / "data/validation", "--json"],
+        ["generate", "--model", world / "model", "--prompt", "abc", "-n", "3"],
+        ["shards", "inspect", world / "data/train"],
+        ["shards", "verify", world / "data/train"],
+        ["export", "--checkpoint", world / "run", "--output", world / "again"],
+        ["train", "--config", world / "run.yaml", "--print-config"],
+        *[[program, flag] for program in ("train", "generate") for flag in ("--help", "--version")],
+    ]
+
+
+def test_lost_output_is_an_error(world):
+    for program, *arguments in commands(world):
+        with open("/dev/full", "w") as full:
+            command = [str(BIN / program), *map(str, arguments)]
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 7, (command, result.stderr)
+        assert "cannot write to standard output" in result.stderr, command
+
+
+def test_generate_stops_when_its_reader_has_gone(world):
+    command = [BIN / "generate", "--model", world / "model", "--prompt", "abc", "-n", str(10**9), "--ignore-end"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(4)[:3] == b"abc"
+        process.stdout.close()
+        try:
+            assert process.wait(timeout=60) == 0, process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_closed_streams(world, tmp_path):
+    """No line of the log gets into a file that was opened as descriptor 1 or 2."""
+    tree = config_of(world / "data", tmp_path / "closed", steps=2, every=2)
+    start(tmp_path, tree)
+    wanted = (tmp_path / "closed/checkpoints/step_00000002/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "closed")
+    command = f"exec '{BIN}/train' --config '{tmp_path}/run.yaml' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+    assert (tmp_path / "closed/checkpoints/step_00000002/model.safetensors").read_bytes() == wanted
+    for line in (tmp_path / "closed/metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_file_size_limit(world, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    result = run("export", "--checkpoint", world / "run", "--output", tmp_path / "out", code=7, preexec_fn=limit)
+    assert "File too large" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    "generate --temperature nan", "generate --top-p nan", "generate --top-p 1.5", "generate --seed -1",
+    "generate --seed 99999999999999999999", "generate -n 99999999999999999999", "generate -n -1",
+    "generate -n 010x", "generate --threads -1", "evaluate --seq-len 99999999999999999999",
+    "evaluate --seq-len 0", "evaluate --max-rows -1",
+])
+def test_numbers_of_command_lines(arguments):
+    program, option, value = arguments.split()
+    message = run(program, "--model", "unused", option, value, code=2).stderr
+    assert f"'{value}' is not a " in message and len(message) < 200
+
+
+def test_decimal_numbers(world):
+    def sample(seed):
+        return run("generate", "--model", world / "model", "-p", "a", "-n", "40", "--seed", seed).stdout
+    assert sample("010") == sample("10") != sample("8")
+    sample(2**64 - 1)
+
+
+def test_paths_that_are_no_models(world, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    weights = world / "model/model.safetensors"
+    for path, words in [(tmp_path / "none", "no such folder"), ("", "no such folder"),
+                        (empty, "has no config.json"), (weights, "is no folder")]:
+        assert words in run("evaluate", "--model", path, "--data", "unused", code=4).stderr
+        assert words in run("generate", "--model", path, code=4).stderr
+        assert words in run("export", "--checkpoint", path, "--output", tmp_path / "out", code=4).stderr
+    assert "has no tokenizer.json" in run("generate", "--model", world / "run", code=3).stderr
+    missing = ["--ids", tmp_path / "none", "--logits", tmp_path / "logits"]
+    assert "no such file" in run("evaluate", "--model", world / "model", *missing, code=3).stderr
+
+
+def test_logits_replace_only_results(world, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    checkpoint = next((world / "run/checkpoints").glob("step_*"))
+    before = (world / "model/model.safetensors").read_bytes()
+    for path in ["/dev/null", tmp_path / "fifo", tmp_path, world / "ids.json",
+                 world / "model/model.safetensors", checkpoint / "logits"]:
+        run("evaluate", "--model", world / "model", "--ids", world / "ids.json", "--logits", path, code=2)
+    assert (world / "model/model.safetensors").read_bytes() == before
+    assert (world / "ids.json").read_text() == "[[1, 2, 3]]"
+    for _ in range(2):
+        run("evaluate", "--model", world / "model", "--ids", world / "ids.json", "--logits", tmp_path / "logits")
+
+
+def test_paths_that_are_no_utf8(world, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/d\xff"
+    shutil.copytree(os.fsencode(world / "data/train"), folder)
+    result = subprocess.run([BIN / "shards", "inspect", folder, "--json"], capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["folder"].endswith("d\ufffd")
+
+
+def test_export_over_an_export(world, tmp_path):
+    output = tmp_path / "name"
+    run("export", "--checkpoint", world / "model", "--output", f"{output}/")
+    assert "\n# name\n" in (output / "README.md").read_text()
+    assert (output / "tokenizer.json").exists()
+    run("export", "--checkpoint", world / "run", "--output", output)
+    assert not (output / "tokenizer.json").exists()
+    assert "checkpoints" in run("export", "--checkpoint", world / "model", "--output", world / "run", code=2).stderr
+    assert not (world / "run/config.json").exists()
+
+
+def test_no_mixture_of_two_exports(world, tmp_path):
+    """Weights that cannot be written leave no configuration of another model beside them."""
+    output = tmp_path / "out"
+    run("export", "--checkpoint", world / "model", "--output", output)
+    old = json.loads((output / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps({**old, "hidden_size": 99}))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    run("export", "--checkpoint", world / "run", "--output", output, code=7, preexec_fn=limit)
+    assert not (output / "config.json").exists()
