@@ -93,7 +93,7 @@ write "$run/evaluation.json" \
 
 step "Export to $run/hf"
 rm -rf "$run/hf" "$run/hf.part"
-build/bin/export --checkpoint "$checkpoint" --output "$run/hf.part"
+build/bin/export --checkpoint "$checkpoint" --output "$run/hf.part" | sed "s|$run/hf\.part|$run/hf|"
 mv "$run/hf.part" "$run/hf"
 
 step 'A sample'
