@@ -64,19 +64,6 @@ def test_generate_stops_when_its_reader_has_gone(world):
             process.kill()
 
 
-def test_closed_streams(world, tmp_path):
-    """No line of the log gets into a file that was opened as descriptor 1 or 2."""
-    tree = config_of(world / "data", tmp_path / "closed", steps=2, every=2)
-    start(tmp_path, tree)
-    wanted = (tmp_path / "closed/checkpoints/step_00000002/model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "closed")
-    command = f"exec '{BIN}/train' --config '{tmp_path}/run.yaml' <&- >&- 2>&-"
-    assert subprocess.run(["sh", "-c", command]).returncode == 0
-    assert (tmp_path / "closed/checkpoints/step_00000002/model.safetensors").read_bytes() == wanted
-    for line in (tmp_path / "closed/metrics.jsonl").read_text().splitlines():
-        json.loads(line)
-
-
 def test_file_size_limit(world, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
     result = run("export", "--checkpoint", world / "run", "--output", tmp_path / "out", code=7, preexec_fn=limit)

@@ -1,5 +1,6 @@
 #include "train/tools/program.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -153,6 +154,26 @@ TEST(Program, SaysWhenItsOutputIsLost) {
   EXPECT_EQ(run_with_stdout(fileno(full.get()), [] { return std::puts("scales") < 0 ? 9 : 0; }), 7);
   EXPECT_THAT(testing::internal::GetCapturedStderr(),
               StartsWith("snake: io: cannot write to standard output: No space left"));
+}
+
+TEST(Program, OpensNoFileAsAStandardStream) {
+  std::fflush(stdout);
+  std::vector<int> saved;
+  for (const int descriptor : {0, 1, 2}) saved.push_back(dup(descriptor));
+  for (const int descriptor : {0, 1, 2}) close(descriptor);
+  CLI::App app;
+  std::string name = "snake";
+  char* argv[] = {name.data(), nullptr};
+  const int opened = run_program("snake", app, 1, argv, [] {
+    const int descriptor = open("/dev/zero", O_RDONLY);
+    close(descriptor);
+    return descriptor;
+  });
+  for (const int descriptor : {0, 1, 2}) {
+    dup2(saved[static_cast<std::size_t>(descriptor)], descriptor);
+    close(saved[static_cast<std::size_t>(descriptor)]);
+  }
+  EXPECT_GT(opened, 2);
 }
 
 }  // namespace
