@@ -27,7 +27,8 @@ CLI::Validator number_in(std::type_identity_t<Number> low,
     return fmt::format("'{}' is not a {} from {} to {}", text,
                        std::is_integral_v<Number> ? "whole number" : "number", low, high);
   };
-  return CLI::Validator(take, open ? fmt::format(">= {}", low) : fmt::format("{}..{}", low, high));
+  return CLI::Validator(take,
+                        open ? fmt::format("[{}..]", low) : fmt::format("[{}..{}]", low, high));
 }
 
 }  // namespace jiboia
