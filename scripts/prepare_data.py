@@ -17,13 +17,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from jiboia_data.errors import DataError, PrepareError, UsageError  # noqa: E402
-from jiboia_data.shards import (
-    FolderSpec,
-    MANIFEST,
-    ShardFolder,
-    hash_file,
-    write_manifest,
-)  # noqa: E402
+
+try:
+    from jiboia_data.shards import (
+        FolderSpec,
+        MANIFEST,
+        ShardFolder,
+        hash_file,
+        write_manifest,
+    )
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"prepare_data.py: {missing}. It runs in an environment of its own:\n"
+        "    python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-data.txt\n"
+        "    .venv/bin/python scripts/prepare_data.py --help"
+    )
 
 DISK_EXIT_CODE = 7
 

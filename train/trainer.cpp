@@ -252,7 +252,9 @@ void Trainer::say_sample() {
       .temperature = 0.8, .top_p = 0.95, .vocab_size = data_.tokenizer->vocab_size()};
   generator_->generate(sample_prompt_, config_.eval.sample_tokens, sampling, std::nullopt,
                        [&](std::int32_t token) { tokens.push_back(token); });
-  progress_.say(fmt::format("sample: {}", data_.tokenizer->decode(tokens, true)));
+  // Quoted, so that line breaks in it do not look like the log's.
+  const nlohmann::json text = data_.tokenizer->decode(tokens, true);
+  progress_.say(fmt::format("sample: {}", text.dump()));
 }
 
 void Trainer::save() {

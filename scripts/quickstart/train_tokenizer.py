@@ -58,6 +58,8 @@ def main():
         "pad_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1000000,
+        # Without this, tokenizer(text) also gives token_type_ids, which Mamba's generate() refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     # Written last: its presence says that both files are whole.
     (options.output / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
