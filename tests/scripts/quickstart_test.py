@@ -152,6 +152,8 @@ def test_tokenizer_is_deterministic_and_round_trips_any_text(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "1")
+    # generate(**tokenizer(text)) must work: Mamba takes no token_type_ids.
+    assert set(tokenizer("O sistema")) == {"input_ids", "attention_mask"}
     assert (len(tokenizer), tokenizer.eos_token_id) == (320, 0)
     for text in (SENTENCE, " dois  espaços \n\t fim ", "日本 🐍 e\u0301 \x00\x7f", "a . b , don 't"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
