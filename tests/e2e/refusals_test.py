@@ -56,6 +56,12 @@ def test_fewer_rows_than_a_global_batch(data, tmp_path):
     start(tmp_path, config_of(data, tmp_path / "one", steps=2, train__micro_batch_size=37, train__global_batch_size=37))
 
 
+def test_validating_on_the_training_data_is_warned_about(data, tmp_path):
+    tree = config_of(data, tmp_path / "run", steps=1, data__validation=data / "train")
+    assert "warning: data.validation holds the same tokens" in start(tmp_path, tree).stderr
+    assert "same tokens" not in start(tmp_path, config_of(data, tmp_path / "other", steps=1)).stderr
+
+
 def test_an_output_folder_that_cannot_be_used_is_refused_at_the_start(data, tmp_path):
     (tmp_path / "file").write_text("")
     loop = tmp_path / "loop"
