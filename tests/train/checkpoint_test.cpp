@@ -312,6 +312,13 @@ TEST_F(CheckpointTest, RefusesTensorsOfAnotherModel) {
   }
 }
 
+TEST_F(CheckpointTest, AnOptimizerFileBesideTheManifestsIsNoPartOfTheCheckpoint) {
+  save({1, 2});
+  std::filesystem::copy(folder_of(1) / "optimizer_00000_of_00001.safetensors",
+                        folder_of(2) / "optimizer_00001_of_00002.safetensors");
+  EXPECT_EQ(resumed_step(), 2);
+}
+
 TEST_F(CheckpointTest, ANewerProgramsCheckpointIsNotPassedOver) {
   save({1, 2});
   Manifest manifest = read_manifest(folder_of(2));

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <regex>
 #include <span>
 
 #include "core/error.h"
 #include "data/safetensors.h"
+#include "train/checkpoint/manifest.h"
 
 namespace jiboia {
 namespace {
@@ -49,13 +51,17 @@ std::vector<Piece> pieces_within(const ParameterStore& store, const FlatRange& s
   return pieces;
 }
 
-/// The files of all ranks. Errors: Checkpoint when there are not exactly those of one number.
+/// The files of all ranks; where there is a manifest, only those that it lists. Errors: Checkpoint
+/// when there are not exactly those of one number.
 std::vector<SafetensorsFile> open_all_ranks(const fs::path& folder, const SaveId& save) {
   static const std::regex kName(R"(optimizer_\d{5}_of_(\d{5})\.safetensors)");
+  std::optional<Manifest> manifest;
+  if (fs::exists(folder / Manifest::kFileName)) manifest = read_manifest(folder);
   std::vector<std::string> names;
   std::smatch match;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename();
+    if (manifest && !manifest->files.contains(name)) continue;
     if (std::regex_match(name, match, kName)) names.push_back(name);
   }
   require(!names.empty(), ErrorKind::kCheckpoint, "'{}' has no optimizer state", folder.string());
