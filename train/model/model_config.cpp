@@ -46,7 +46,8 @@ std::span<const Option<ModelConfig>> model_options() {
        .aliases = {"conv_bias"}},
       {FIELD(tie_word_embeddings), .meaning = "Whether the head is the embedding.",
        .aliases = {"tie_embeddings"}},
-      {FIELD(residual_in_fp32), .meaning = "Whether the residual stream stays in fp32."},
+      {FIELD(residual_in_fp32),
+       .meaning = "Written to config.json; here the residual stream is fp32 either way."},
       {FIELD(initialisation),
        .meaning = "Whose initial weights to draw; decides the defaults of initializer_range and "
                   "rescale_prenorm_residual (0.1 and false for the huggingface ones).",
