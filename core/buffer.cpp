@@ -9,21 +9,18 @@
 
 namespace jiboia {
 
-HostBuffer::HostBuffer(std::int64_t bytes, const char* purpose) : bytes_(bytes) {
-  if (bytes == 0) return;
-  void* data = mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+Buffer allocate_host(std::int64_t bytes, const char* purpose) {
+  if (bytes == 0) return {};
+  const auto size = static_cast<std::size_t>(bytes);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     fail(ErrorKind::kOutOfMemory, "{} needs {} bytes, {} are available", purpose, bytes,
          available_host_bytes());
   }
   // Huge pages save most of the page faults and TLB misses of buffers that are swept every step.
-  madvise(data, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
-  data_ = {static_cast<std::byte*>(data), Unmap{bytes}};
-}
-
-void HostBuffer::Unmap::operator()(std::byte* data) const {
-  munmap(data, static_cast<std::size_t>(bytes));
+  madvise(data, size, MADV_HUGEPAGE);
+  return {{static_cast<std::byte*>(data), [size](std::byte* memory) { munmap(memory, size); }},
+          bytes};
 }
 
 std::int64_t available_host_bytes() {

@@ -40,6 +40,11 @@ constexpr const char* to_string(Dtype dtype) {
   return "?";
 }
 
+/// The dtype in which sums over values of `dtype` are kept: 16-bit floats add up in f32.
+constexpr Dtype accumulator_of(Dtype dtype) {
+  return dtype == Dtype::kBf16 || dtype == Dtype::kF16 ? Dtype::kF32 : dtype;
+}
+
 /// The Dtype of a C++ element type.
 template <class T>
 inline constexpr Dtype kDtypeOf = [] {
@@ -61,14 +66,14 @@ inline constexpr Dtype kDtypeOf<std::int32_t> = Dtype::kI32;
 template <>
 inline constexpr Dtype kDtypeOf<std::int64_t> = Dtype::kI64;
 
-/// Calls `visitor.template operator()<T>()` with T = float or double, the CPU backend's types.
+/// Calls `visitor.template operator()<T>()` with T = float or double, what the CPU
+/// computes in.
 /// Errors: Unsupported for every other dtype.
 template <class Visitor>
 decltype(auto) visit_float(Dtype dtype, Visitor&& visitor) {
   if (dtype == Dtype::kF32) return visitor.template operator()<float>();
   if (dtype == Dtype::kF64) return visitor.template operator()<double>();
-  fail(ErrorKind::kUnsupported, "the CPU backend computes in f32 and f64, not in {}",
-       to_string(dtype));
+  fail(ErrorKind::kUnsupported, "the CPU computes in f32 and f64, not in {}", to_string(dtype));
 }
 
 }  // namespace jiboia

@@ -12,6 +12,7 @@ const char* to_string(ErrorKind kind) {
     case ErrorKind::kNumerics: return "numerics";
     case ErrorKind::kIo: return "io";
     case ErrorKind::kOutOfMemory: return "out of memory";
+    case ErrorKind::kCuda: return "cuda";
     case ErrorKind::kInternal: return "internal";
   }
   return "unknown";
@@ -25,6 +26,7 @@ int exit_code(ErrorKind kind) {
     case ErrorKind::kData: return 3;
     case ErrorKind::kCheckpoint: return 4;
     case ErrorKind::kNumerics: return 5;
+    case ErrorKind::kCuda: return 6;
     case ErrorKind::kIo: return 7;
     case ErrorKind::kOutOfMemory:
     case ErrorKind::kInternal: return 1;

@@ -17,6 +17,7 @@ enum class ErrorKind {
   kNumerics,         ///< a loss or a gradient that is not finite
   kIo,               ///< files, disks, permissions
   kOutOfMemory,
+  kCuda,  ///< the GPU, its driver or a CUDA library
   kInternal,
 };
 
@@ -24,7 +25,7 @@ enum class ErrorKind {
 const char* to_string(ErrorKind kind);
 
 /// The process exit code of an error that ends a program: 2 usage or config, 3 data, 4 checkpoint,
-/// 5 numerics, 7 disk, 1 anything else (6 is kept for lost peers).
+/// 5 numerics, 6 GPU, 7 disk, 1 anything else.
 int exit_code(ErrorKind kind);
 
 /// The one exception type of the project. `what()` says what happened, what was found, what was

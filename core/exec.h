@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <variant>
 
+#include "core/cuda/cuda_exec.h"
+
 namespace jiboia {
 
 /// Runs ops on the CPU: a pool of threads that all ops of a process share.
@@ -19,6 +21,8 @@ class CpuExec {
   CpuExec& operator=(CpuExec&&) noexcept;
 
   int threads() const;
+  /// All work is done when the call that asked for it returns: nothing to wait for.
+  void wait() {}
 
   /// Calls tile(i) once for every i in [0, tiles), in any order, on any thread, and returns when
   /// all have returned. The first exception of a tile is rethrown. Not reentrant.
@@ -36,8 +40,19 @@ class CpuExec {
   std::unique_ptr<Pool> pool_;
 };
 
-/// Where ops run: the only backend switch of the project. A CUDA backend is one more alternative
-/// here and one more overload in each op.
+/// Where ops run: the only backend switch of the project. An op has one overload for each.
+#if JIBOIA_WITH_CUDA
+using Exec = std::variant<CpuExec, CudaExec>;
+#else
 using Exec = std::variant<CpuExec>;
+#endif
+
+/// Whether `exec` computes on a GPU.
+inline bool is_cuda(const Exec& exec) { return exec.index() == 1; }
+
+/// Returns when everything that `exec` was asked to do is done. Errors: Cuda.
+inline void wait(Exec& exec) {
+  std::visit([](auto& backend) { backend.wait(); }, exec);
+}
 
 }  // namespace jiboia

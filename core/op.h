@@ -15,20 +15,44 @@
 ///   In<T>, Out<T>                its inputs and outputs, as structs of members of one type T
 ///   kInputs, kOutputs            the members' names
 ///   Attrs                        plain values (NoAttrs when there are none), trivially copyable
+///   kInputKinds                  what each input is, which decides its dtype and its gradient's
 ///   kBackwardReads{Inputs,Outputs}  which values backward() looks at; others may be freed before
 ///   infer(In<Spec>, Attrs)       every argument check there is, and the outputs' specs
-///   forward(CpuExec&, ForwardArgs<Op>)    fills the outputs
-///   backward(CpuExec&, BackwardArgs<Op>)  writes or adds the gradients, as each one's mode says
-///   scratch_bytes(CpuExec&, Pass, In<Spec>, Attrs)   optional: working memory that it wants
+///   forward(Backend&, ForwardArgs<Op>)    fills the outputs
+///   backward(Backend&, BackwardArgs<Op>)  writes or adds the gradients, as each one's mode says
+///   scratch_bytes(Backend&, Pass, In<Spec>, Attrs)   optional: working memory that it wants
+/// for both backends, CpuExec (f32 and f64) and CudaExec (f32 and bf16, fp32 inside).
 /// A loss is an op with kIsLoss = true. It ends a graph, the gradient of its result is known to be
 /// 1, and so instead of backward() it has
-///   forward_backward(CpuExec&, LossArgs<Op>)  results and gradients in one pass
+///   forward_backward(Backend&, LossArgs<Op>)  results and gradients in one pass
 namespace jiboia {
 
 struct NoAttrs {};
 
 /// The two passes of an op.
 enum class Pass : std::uint8_t { kForward, kBackward };
+
+/// What an input is to an op that stores activations in dtype T. accumulator_of(T) is fp32 for
+/// bf16 and T itself for f32 and f64.
+enum class InputKind : std::uint8_t {
+  kActivation,  ///< T, and so is its gradient
+  kWeight,      ///< T, its gradient accumulator_of(T)
+  kFull,        ///< accumulator_of(T), and so is its gradient
+  kIndex,       ///< i32, no gradient
+};
+
+/// The dtype of an input among activations of dtype `activation`.
+constexpr Dtype dtype_of(InputKind kind, Dtype activation) {
+  if (kind == InputKind::kIndex) return Dtype::kI32;
+  return kind == InputKind::kFull ? accumulator_of(activation) : activation;
+}
+/// The dtype of its gradient. Not for kIndex.
+constexpr Dtype gradient_dtype_of(InputKind kind, Dtype activation) {
+  return kind == InputKind::kActivation ? activation : accumulator_of(activation);
+}
+
+/// In which dtype activations are stored: that of the residual stream, or bf16 beside fp32.
+enum class Activations : std::uint8_t { kFull, kBf16 };
 
 /// How a gradient meets what its memory holds.
 enum class GradMode : std::uint8_t { kOverwrite, kAdd };

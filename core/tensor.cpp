@@ -15,9 +15,4 @@ Spec column_slice(const Spec& spec, std::int64_t begin, std::int64_t count) {
   return slice;
 }
 
-double read_scalar(const Tensor& tensor) {
-  require(tensor.size() == 1, ErrorKind::kInternal, "{} was read as a scalar", tensor.to_string());
-  return visit_float(tensor.dtype, [&]<class T>() { return static_cast<double>(*tensor.as<T>()); });
-}
-
 }  // namespace jiboia

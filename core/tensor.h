@@ -53,9 +53,6 @@ struct Tensor : Spec {
 /// The target of a position that is not scored.
 inline constexpr std::int32_t kIgnoredTarget = -100;
 
-/// The one element of an f32 or f64 tensor in host memory. Errors: Internal, Unsupported.
-double read_scalar(const Tensor& tensor);
-
 /// Columns [begin, begin + count) of every row. Errors: InvalidArgument when out of range.
 Spec column_slice(const Spec& spec, std::int64_t begin, std::int64_t count);
 

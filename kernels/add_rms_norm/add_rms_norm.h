@@ -5,8 +5,9 @@ namespace jiboia {
 
 /// Residual addition and root-mean-square norm, one pass over the rows:
 ///   sum = residual + update,  normed = weight * sum * rstd,  rstd = 1 / sqrt(mean(sum^2) + eps).
-/// Shapes: residual, update, sum, normed (..., E); weight (E); rstd (rows). `update` may be absent:
-/// then sum is absent too and `normed` is the norm of the residual itself.
+/// Shapes: residual, update, sum, normed (..., E); weight (E); rstd (rows). `update` and `normed`
+/// have the dtype that attrs give activations, all else is f32 or f64. `update` may be absent: then
+/// sum is absent too and `normed` is the norm of the residual itself.
 /// Saves rstd; backward reads sum (or residual), weight and rstd.
 /// Gradients, with x = sum, xh = x * rstd and a = weight * grad_normed:
 ///   grad_residual = grad_update = grad_sum + rstd * (a - xh * mean(a * xh)),
@@ -27,7 +28,10 @@ struct AddRmsNorm {
   };
   struct Attrs {
     double eps = 1e-5;
+    Activations activations = Activations::kFull;
   };
+  static constexpr In<InputKind> kInputKinds{
+      .residual = InputKind::kFull, .update = InputKind::kActivation, .weight = InputKind::kFull};
   // The residual is read only where there is no update. With one, declaring it costs nothing: it
   // is the sum that the norm before keeps anyway.
   static constexpr In<bool> kBackwardReadsInputs{.residual = true, .update = false, .weight = true};
@@ -35,8 +39,11 @@ struct AddRmsNorm {
 
   static Out<Spec> infer(const In<Spec>& in, const Attrs& attrs);
   static void forward(CpuExec& cpu, const ForwardArgs<AddRmsNorm>& args);
+  static void forward(CudaExec& gpu, const ForwardArgs<AddRmsNorm>& args);
   static void backward(CpuExec& cpu, const BackwardArgs<AddRmsNorm>& args);
+  static void backward(CudaExec& gpu, const BackwardArgs<AddRmsNorm>& args);
   static std::int64_t scratch_bytes(const CpuExec&, Pass pass, const In<Spec>& in, const Attrs&);
+  static std::int64_t scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in, const Attrs&);
 };
 
 }  // namespace jiboia

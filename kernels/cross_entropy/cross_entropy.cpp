@@ -13,7 +13,7 @@ CrossEntropy::Out<Spec> CrossEntropy::infer(const In<Spec>& in, const Attrs& att
   expect(kName, "targets", in.targets, Dtype::kI32, {in.x.shape[0], in.x.shape[1]}, "(B, L)");
   require(attrs.z_loss >= 0, ErrorKind::kInvalidArgument, "{}: z_loss is {}, expected at least 0",
           kName, attrs.z_loss);
-  const Spec scalar(dtype, {1});
+  const Spec scalar(accumulator_of(dtype), {1});
   return {.loss = scalar, .cross_entropy = scalar, .lse_squared = scalar};
 }
 

@@ -10,7 +10,8 @@ Embedding::Out<Spec> Embedding::infer(const In<Spec>& in, const Attrs&) {
   expect(kName, "tokens", in.tokens, Dtype::kI32, in.tokens.shape, "(B, L)");
   expect_float(kName, "weight", in.weight, 2, "(V, E)");
   expect(kName, "weight", in.weight, in.weight.dtype, in.weight.shape, "(V, E)");
-  return {.x = Spec(in.weight.dtype, {in.tokens.shape[0], in.tokens.shape[1], in.weight.shape[1]})};
+  return {.x = Spec(accumulator_of(in.weight.dtype),
+                    {in.tokens.shape[0], in.tokens.shape[1], in.weight.shape[1]})};
 }
 
 }  // namespace jiboia

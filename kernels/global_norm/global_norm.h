@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -12,10 +13,17 @@ inline constexpr std::int64_t kNormBlock = 4096;
 
 /// Square root of the sum of squares of a contiguous tensor, summed in f64: one partial sum for
 /// each kNormBlock consecutive elements, then a tree over the partials whose shape depends on their
-/// number alone. NaN or infinite when an element is.
-double global_norm(CpuExec& cpu, const Tensor& flat);
+/// number alone. NaN or infinite when an element is, or when the sum overflows.
+struct GlobalNorm {
+  Tensor flat;              ///< (n), f32 or f64 (GPU: f32)
+  Tensor norm;              ///< (1) f64: the result
+  Tensor first_not_finite;  ///< (1) i64: the first element that is not finite, -1 when all are
+};
+/// Results are in the exec's memory. Errors: InvalidArgument when shapes or dtypes differ.
+void global_norm(CpuExec& cpu, const GlobalNorm& args, std::span<std::byte> scratch);
+void global_norm(CudaExec& gpu, const GlobalNorm& args, std::span<std::byte> scratch);
 
-/// Sum of `values` by a balanced binary tree: halves first, left before right.
-double tree_sum(std::span<const double> values);
+/// Scratch that global_norm() wants for n elements.
+std::int64_t global_norm_scratch_bytes(std::int64_t n);
 
 }  // namespace jiboia

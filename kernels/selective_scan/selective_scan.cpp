@@ -7,27 +7,27 @@ namespace jiboia {
 SelectiveScan::Out<Spec> SelectiveScan::infer(const In<Spec>& in, const Attrs& attrs) {
   expect_float(kName, "u", in.u, 3, "(B, L, D)");
   expect_float(kName, "a_log", in.a_log, 2, "(D, N)");
-  const Dtype dtype = in.u.dtype;
+  const Dtype dtype = in.u.dtype, full = accumulator_of(dtype);
   const std::int64_t B = in.u.shape[0], L = in.u.shape[1], D = in.u.shape[2];
   const std::int64_t N = in.a_log.shape[1];
   require(L > 0, ErrorKind::kInvalidArgument, "{}: u is {}, expected (B, L, D) with L > 0", kName,
           in.u.to_string());
-  expect(kName, "a_log", in.a_log, dtype, {D, N}, "(D, N)");
+  expect(kName, "a_log", in.a_log, full, {D, N}, "(D, N)");
   expect_rows(kName, "dt", in.dt, dtype, {B, L, D}, "(B, L, D)");
   expect_rows(kName, "z", in.z, dtype, {B, L, D}, "(B, L, D)");
   expect_rows(kName, "b", in.b, dtype, {B, L, N}, "(B, L, N), N from a_log,");
   expect_rows(kName, "c", in.c, dtype, {B, L, N}, "(B, L, N), N from a_log,");
-  expect(kName, "d_skip", in.d_skip, dtype, {D}, "(D)");
-  expect(kName, "dt_bias", in.dt_bias, dtype, {D}, "(D)");
+  expect(kName, "d_skip", in.d_skip, full, {D}, "(D)");
+  expect(kName, "dt_bias", in.dt_bias, full, {D}, "(D)");
   if (in.document_start) {
     expect(kName, "document_start", in.document_start, Dtype::kI32, {B, L}, "(B, L)");
   }
-  const Spec state(dtype, {B, N, D});
+  const Spec state(full, {B, N, D});
   if (in.initial_state) {
-    expect(kName, "initial_state", in.initial_state, dtype, state.shape, "(B, N, D)");
+    expect(kName, "initial_state", in.initial_state, full, state.shape, "(B, N, D)");
   }
   return {.y = in.u.packed(),
-          .states = Spec(dtype, {B, (L + kChunk - 1) / kChunk, N, D}),
+          .states = Spec(full, {B, (L + kChunk - 1) / kChunk, N, D}),
           .final_state = attrs.final_state == FinalState::kReturn ? state : Spec()};
 }
 

@@ -11,7 +11,8 @@ enum class FinalState : std::uint8_t { kDiscard, kReturn };
 ///   h_t = decay_t * h_(t-1) + delta_t * b_t * u_t,
 ///   y_t = (sum over states of c_t * h_t + d_skip * u_t) * silu(z_t).
 /// Shapes: u, dt, z, y (B, L, D); b, c (B, L, N); a_log (D, N); d_skip, dt_bias (D). The rows of u,
-/// dt, z, b, c may be slices of columns.
+/// dt, z, b, c may be slices of columns. u, dt, b, c, z and y have one dtype T, all else
+/// accumulator_of(T).
 /// document_start (B, L), i32, optional: the index within the row of the first token of the
 /// document that the token belongs to. Where it is the token's own index, the decay is zero.
 /// initial_state (B, N, D), optional: the state before the first step, 0 otherwise. It is a
@@ -47,6 +48,16 @@ struct SelectiveScan {
   struct Attrs {
     FinalState final_state = FinalState::kDiscard;
   };
+  static constexpr In<InputKind> kInputKinds{.u = InputKind::kActivation,
+                                             .dt = InputKind::kActivation,
+                                             .a_log = InputKind::kFull,
+                                             .b = InputKind::kActivation,
+                                             .c = InputKind::kActivation,
+                                             .d_skip = InputKind::kFull,
+                                             .z = InputKind::kActivation,
+                                             .dt_bias = InputKind::kFull,
+                                             .document_start = InputKind::kIndex,
+                                             .initial_state = InputKind::kFull};
   static constexpr In<bool> kBackwardReadsInputs{.u = true,
                                                  .dt = true,
                                                  .a_log = true,
@@ -65,8 +76,11 @@ struct SelectiveScan {
 
   static Out<Spec> infer(const In<Spec>& in, const Attrs& attrs);
   static void forward(CpuExec& cpu, const ForwardArgs<SelectiveScan>& args);
+  static void forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& args);
   static void backward(CpuExec& cpu, const BackwardArgs<SelectiveScan>& args);
+  static void backward(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args);
   static std::int64_t scratch_bytes(const CpuExec&, Pass pass, const In<Spec>& in, const Attrs&);
+  static std::int64_t scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in, const Attrs&);
 };
 
 }  // namespace jiboia

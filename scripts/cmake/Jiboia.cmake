@@ -11,12 +11,28 @@ target_compile_options(jiboia_options INTERFACE
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${JIBOIA_WERROR}>>:-Werror>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${JIBOIA_NATIVE}>>:-march=native>)
 target_include_directories(jiboia_options INTERFACE ${PROJECT_SOURCE_DIR})
+# fmt 9 hides its constexpr functions from nvcc; without consteval its format strings are checked
+# when they are used.
+target_compile_definitions(jiboia_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:FMT_CONSTEVAL=;FMT_USE_CONSTEXPR=1>)
+target_compile_options(jiboia_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers --expt-relaxed-constexpr --extended-lambda>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${JIBOIA_WERROR}>>:-Werror=all-warnings>)
 
 # jiboia_library(name SOURCES ... PUBLIC libs ... PRIVATE libs ...): one static library a folder.
 function(jiboia_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_link_libraries(${name} PUBLIC jiboia_options ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
+endfunction()
+
+# jiboia_cuda_sources(library file.cu ...): kernels of a library; with JIBOIA_CUDA=EMULATED they are
+# C++ for the CPU (tests/cuda_emulator/README.md).
+function(jiboia_cuda_sources library)
+  target_sources(${library} PRIVATE ${ARGN})
+  if(JIBOIA_CUDA STREQUAL EMULATED)
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+  endif()
 endfunction()
 
 # jiboia_program(name SOURCES ...): one installed program.
@@ -74,15 +90,49 @@ function(jiboia_pytest file)
     ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support")
 endfunction()
 
-# Sets JIBOIA_WITH_CUDA, whether the CUDA backend is built: never, in this version.
-function(jiboia_detect_cuda)
-  if(JIBOIA_CUDA STREQUAL AUTO)
-    find_program(JIBOIA_NVCC nvcc HINTS /usr/local/cuda/bin $ENV{CUDA_PATH}/bin)
-    if(JIBOIA_NVCC)
-      message(STATUS "CUDA compiler found: ${JIBOIA_NVCC} (this version has no CUDA backend yet)")
-    endif()
+# Sets JIBOIA_WITH_CUDA, whether the CUDA backend is built, and readies the compiler for it. The GPUs
+# that it is built for are CMAKE_CUDA_ARCHITECTURES: by default those of this machine, else 90a.
+# A macro: a language can be enabled at the top only.
+macro(jiboia_enable_cuda)
+  set(JIBOIA_WITH_CUDA OFF)
+  if(JIBOIA_CUDA STREQUAL EMULATED)
+    set(JIBOIA_WITH_CUDA ON)
+    find_path(JIBOIA_CUDA_INCLUDE cuda_runtime.h REQUIRED
+              HINTS /usr/local/cuda/include $ENV{CUDA_PATH}/include)
   elseif(JIBOIA_CUDA)
-    message(FATAL_ERROR "JIBOIA_CUDA=${JIBOIA_CUDA}: this version has no CUDA backend yet; use AUTO or OFF")
+    find_program(JIBOIA_NVCC nvcc HINTS ${CMAKE_CUDA_COMPILER} $ENV{CUDACXX} /usr/local/cuda/bin
+                                        $ENV{CUDA_PATH}/bin)
+    if(JIBOIA_NVCC)
+      set(JIBOIA_WITH_CUDA ON)
+      if(NOT CMAKE_CUDA_COMPILER)
+        set(CMAKE_CUDA_COMPILER ${JIBOIA_NVCC})
+      endif()
+      if(NOT CMAKE_CUDA_ARCHITECTURES)
+        execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                        OUTPUT_VARIABLE capabilities ERROR_QUIET RESULT_VARIABLE no_gpu)
+        set(CMAKE_CUDA_ARCHITECTURES 90a)
+        if(no_gpu EQUAL 0)
+          string(REGEX MATCHALL "[0-9]+[.][0-9]" capabilities "${capabilities}")
+          string(REPLACE "." "" capabilities "${capabilities}")
+          list(REMOVE_DUPLICATES capabilities)
+          list(TRANSFORM capabilities REPLACE "^90$" "90a")
+          set(CMAKE_CUDA_ARCHITECTURES ${capabilities})
+        endif()
+      endif()
+      enable_language(CUDA)
+      set(CMAKE_CUDA_STANDARD 20)
+      set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+      set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
+      if(CMAKE_VERSION VERSION_LESS 3.25.2)  # which do not know that nvcc has C++20
+        set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+        set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+      endif()
+      find_package(CUDAToolkit 13 REQUIRED)
+      message(STATUS "CUDA backend for ${CMAKE_CUDA_ARCHITECTURES}, by ${CMAKE_CUDA_COMPILER}")
+    elseif(JIBOIA_CUDA STREQUAL AUTO)
+      message(STATUS "No CUDA backend: nvcc was not found")
+    else()
+      message(FATAL_ERROR "JIBOIA_CUDA is ${JIBOIA_CUDA}, but nvcc was not found: put it into the PATH, or set CMAKE_CUDA_COMPILER")
+    endif()
   endif()
-  set(JIBOIA_WITH_CUDA OFF PARENT_SCOPE)
-endfunction()
+endmacro()

@@ -92,7 +92,7 @@ TEST(Tape, GradientsOfSlicesFanOutAndSharedParametersEqualFiniteDifferences) {
   Graph graph;
   RecordingSink sink(graph.parameters);
   Exec exec = CpuExec(1);
-  const HostBuffer memory(1 << 16, "a test");
+  const Buffer memory = allocate_host(1 << 16, "a test");
   {
     Arena arena(memory.data(), memory.bytes());
     const auto values = graph.values();
@@ -149,7 +149,7 @@ SegmentRun run_segments(Recompute recompute) {
   for (const TestTensor& parameter : parameters) values.push_back(parameter.tensor());
   RecordingSink sink(parameters);
   Exec exec = CpuExec(1);
-  const HostBuffer memory(1 << 16, "a test");
+  const Buffer memory = allocate_host(1 << 16, "a test");
   Arena arena(memory.data(), memory.bytes());
   Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
   const TestTensor x = random_tensor({1, 9, 4}, 5);
@@ -186,7 +186,7 @@ TEST(Tape, EverythingGoesBackToTheArena) {
   Graph graph;
   RecordingSink sink(graph.parameters);
   Exec exec = CpuExec(1);
-  const HostBuffer memory(1 << 16, "a test");
+  const Buffer memory = allocate_host(1 << 16, "a test");
   Arena arena(memory.data(), memory.bytes());
   const auto values = graph.values();
   for (int i = 0; i < 3; ++i) {
@@ -206,7 +206,7 @@ void read_slices(std::int64_t first_column, std::int64_t second_column) {
   for (const TestTensor& parameter : parameters) values.push_back(parameter.tensor());
   RecordingSink sink(parameters);
   Exec exec = CpuExec(1);
-  const HostBuffer memory(1 << 16, "a test");
+  const Buffer memory = allocate_host(1 << 16, "a test");
   Arena arena(memory.data(), memory.bytes());
   Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
   const TestTensor x = random_tensor({1, 2, 4}, 5);

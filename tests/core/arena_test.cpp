@@ -29,7 +29,7 @@ TEST(Arena, DryRunGivesTheExactPeak) {
   const std::int64_t peak = sequence(measuring);
   EXPECT_EQ(peak, 1024 + 256 + 5120);
   EXPECT_THAT(measuring.blocks_at_peak(), testing::SizeIs(3));
-  const HostBuffer memory(peak, "a test");
+  const Buffer memory = allocate_host(peak, "a test");
   Arena arena(memory.data(), peak);
   EXPECT_EQ(sequence(arena), peak);
   EXPECT_EQ(arena.live_blocks(), 0);
@@ -39,7 +39,7 @@ TEST(Arena, DryRunGivesTheExactPeak) {
 }
 
 TEST(Arena, BlocksDoNotOverlap) {
-  const HostBuffer memory(1 << 16, "a test");
+  const Buffer memory = allocate_host(1 << 16, "a test");
   Arena arena(memory.data(), memory.bytes());
   std::vector<Arena::Block> blocks;
   for (int i = 0; i < 60; ++i) {

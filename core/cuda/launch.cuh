@@ -1,0 +1,46 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "core/cuda/check.cuh"
+#include "core/cuda/cuda_exec.h"
+
+namespace jiboia::cuda {
+
+/// Launch shape of a kernel.
+struct Launch {
+  dim3 grid, block;
+  std::size_t shared_bytes = 0;  ///< dynamic shared memory
+};
+
+/// Runs kernel(args...) on the stream of `gpu`; does nothing when the grid is empty.
+/// Errors: Cuda when the launch is refused.
+template <class... Params, class... Args>
+void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const Launch& shape,
+            Args&&... args) {
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+  // More than 48 KiB must be asked for.
+  if (shape.shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          where);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = gpu.stream();
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...),
+        where);
+}
+
+/// The block's dynamic shared memory, 16-byte aligned.
+__device__ inline std::byte* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char jiboia_dynamic_shared[];
+  return reinterpret_cast<std::byte*>(jiboia_dynamic_shared);
+}
+
+}  // namespace jiboia::cuda
