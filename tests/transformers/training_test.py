@@ -8,34 +8,13 @@ import pytest
 import torch
 from parity import model_section, reference_model
 from programs import run, write_rows, write_yaml
+from row_order import permuted_row
 from safetensors.torch import load_file
 
 STEPS, ROWS, LENGTH, VOCAB = 50, 23, 48, 67
 MICRO, GLOBAL = 2, 4
 LR, WARMUP, MIN_LR, CLIP, DECAY, Z_LOSS = 3e-3, 5, 0.0, 0.7, 0.1, 1e-3
 SEED = 11
-
-
-def mix(x):
-    x = (x + 0x9E3779B97F4A7C15) & (2**64 - 1)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return x ^ (x >> 31)
-
-
-def permuted_row(seed, epoch, position, rows):
-    """The order that data/row_permutation.h describes, written a second time."""
-    bits = 1
-    while 4**bits < rows:
-        bits += 1
-    mask, key, value = 2**bits - 1, mix(mix(seed) ^ epoch), position
-    while True:
-        left, right = value >> bits, value & mask
-        for turn in range(8):
-            left, right = right, left ^ (mix((key + (turn << 56) + right) & (2**64 - 1)) & mask)
-        value = left << bits | right
-        if value < rows:
-            return value
 
 
 def learning_rate(step):
