@@ -16,10 +16,10 @@ struct Launch {
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
 };
 
-/// Runs kernel(args...) on the stream of `gpu`; does nothing when the grid is empty.
+/// Runs kernel(args...) on a stream; does nothing when the grid is empty.
 /// Errors: Cuda when the launch is refused.
 template <class... Params, class... Args>
-void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const Launch& shape,
+void launch(CUstream_st* stream, const Where& where, void (*kernel)(Params...), const Launch& shape,
             Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   // More than 48 KiB must be asked for.
@@ -32,9 +32,14 @@ void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const 
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = gpu.stream();
+  config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...),
         where);
+}
+template <class... Params, class... Args>
+void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const Launch& shape,
+            Args&&... args) {
+  launch(gpu.stream(), where, kernel, shape, std::forward<Args>(args)...);
 }
 
 /// The block's dynamic shared memory, 16-byte aligned.
