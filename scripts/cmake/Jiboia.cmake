@@ -31,7 +31,8 @@ endfunction()
 function(jiboia_cuda_sources library)
   target_sources(${library} PRIVATE ${ARGN})
   if(JIBOIA_CUDA STREQUAL EMULATED)
-    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+      "-xc++;-Wno-unknown-pragmas;-Wno-conversion;-Wno-shadow;-Wno-pedantic;-Wno-unused-function")
   endif()
 endfunction()
 
@@ -43,34 +44,51 @@ function(jiboia_program name)
   install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
 
-# jiboia_test(file [LABELS ...] [LIBRARIES ...]): builds file.cpp of the current folder into one
-# program and registers it with CTest under the folder's and the file's name.
+# jiboia_test(file [GPU | ONLY_GPU] [LABELS ...] [TIMEOUT seconds] [LIBRARIES ...]): builds file.cpp
+# of the current folder into one program and registers it with CTest under the folder's and the
+# file's name. GPU: its test suites named *Cuda are run by an entry of their own, gpu/folder/file,
+# with the label `gpu`; ONLY_GPU: it has no others. Without a GPU these are skipped
+# (tests/support/gpu.h).
 function(jiboia_test file)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;LIBRARIES" ${ARGN})
+  cmake_parse_arguments(ARG "GPU;ONLY_GPU" "TIMEOUT" "LABELS;LIBRARIES" ${ARGN})
   get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   set(target ${folder}_${file})
   add_executable(${target} ${file}.cpp)
-  target_link_libraries(${target} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock
-                                          GTest::gtest_main)
+  target_link_libraries(${target} PRIVATE ${ARG_LIBRARIES} jiboia_test_main)
   set_target_properties(${target} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
-  add_test(NAME ${folder}/${file} COMMAND ${target})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)
   endif()
-  set_tests_properties(${folder}/${file} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  set(all)
+  if(NOT ARG_ONLY_GPU)
+    list(APPEND all ${folder}/${file})
+    set(filter)
+    if(ARG_GPU)
+      set(filter --gtest_filter=-*Cuda.*)
+    endif()
+    add_test(NAME ${folder}/${file} COMMAND ${target} ${filter})
+    set_tests_properties(${folder}/${file} PROPERTIES LABELS "${ARG_LABELS}")
+  endif()
+  if(ARG_GPU OR ARG_ONLY_GPU)
+    list(APPEND all gpu/${folder}/${file})
+    add_test(NAME gpu/${folder}/${file} COMMAND ${target} --gtest_filter=*Cuda.*)
+    set_tests_properties(gpu/${folder}/${file} PROPERTIES LABELS gpu)
+  endif()
+  set_tests_properties(${all} PROPERTIES TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()
 
-# jiboia_pytest(file [LABELS ...] [TIMEOUT seconds]): registers file.py of the current folder with
-# CTest. It runs under JIBOIA_PYTHON, a Python that holds scripts/requirements-test.txt; the test
-# reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR, and may
-# import what is in tests/support.
+# jiboia_pytest(file [GPU] [LABELS ...] [TIMEOUT seconds]): registers file.py of the current folder
+# with CTest. It runs under JIBOIA_PYTHON, a Python that holds scripts/requirements-test.txt; the
+# test reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR, and
+# may import what is in tests/support. GPU: its tests with `cuda` in their name are run by an entry
+# of their own, gpu/folder/file.py, with the label `gpu` (tests/support/gpu.py).
 set(JIBOIA_PYTHON "" CACHE FILEPATH "Python for the tests written in it (scripts/test.sh makes one)")
 function(jiboia_pytest file)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "GPU" "TIMEOUT" "LABELS" ${ARGN})
   get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   if(NOT JIBOIA_PYTHON)
     message(STATUS "Left out, since JIBOIA_PYTHON is not set: ${folder}/${file}.py")
@@ -83,10 +101,20 @@ function(jiboia_pytest file)
     set(ARG_TIMEOUT 600)
   endif()
   set(name ${folder}/${file}.py)
-  add_test(NAME ${name}
-           COMMAND ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
-                   ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+  set(command ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
+              ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
+  set(all ${name})
+  if(ARG_GPU)
+    list(APPEND all gpu/${name})
+    add_test(NAME ${name} COMMAND ${command} -k "not cuda")
+    add_test(NAME gpu/${name} COMMAND ${command} -k cuda)
+    set_tests_properties(gpu/${name} PROPERTIES LABELS gpu
+      SKIP_REGULAR_EXPRESSION "(^|\n)[0-9]+ skipped(, [0-9]+ deselected)? in ")
+  else()
+    add_test(NAME ${name} COMMAND ${command})
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
+  set_tests_properties(${all} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support")
 endfunction()
 

@@ -1,8 +1,9 @@
 #pragma once
 #include <algorithm>
+#include <span>
 #include <vector>
 
-#include "tests/support/op_check.h"
+#include "tests/support/op_check_cuda.h"
 
 namespace jiboia::test {
 
@@ -14,28 +15,47 @@ struct OpRun {
   template <class T>
   using Out = typename Op::template Out<T>;
 
-  /// Inputs as check_op() would draw them, in `dtype`.
-  explicit OpRun(const OpCheck<Op>& check, Dtype dtype = Dtype::kF32)
-      : in(draw_inputs(check, dtype)), attrs(check.attrs) {}
+  /// Inputs as check_op() would draw them, among activations of dtype `activation`.
+  explicit OpRun(const OpCheck<Op>& check, Dtype activation = Dtype::kF32)
+      : in(draw_inputs(check, activation)), attrs(attrs_among<Op>(activation, check.attrs)) {}
 
   void forward(int threads = 1) {
-    out = map_fields<TestTensor, Out<TestTensor>, Spec>(
-        Op::infer(specs(), attrs), [](const Spec& spec) { return TestTensor(spec); });
-    CpuExec cpu(threads);
-    auto memory = scratch(cpu, Pass::kForward);
-    Op::forward(cpu, {tensors<In<Tensor>>(in), tensors<Out<Tensor>>(out), attrs, memory});
+    detail::CpuPlace cpu(threads);
+    forward_at(cpu);
   }
-
   /// After forward(): the gradients of all inputs, from `grad_out`, where absent means none.
   void backward(int threads = 1) {
-    grad_in = map_fields<TestTensor, In<TestTensor>, TestTensor>(
-        in, [](const TestTensor& tensor) { return TestTensor(tensor.spec()); });
-    const auto grads = map_fields<Grad, In<Grad>, TestTensor>(
-        grad_in, [](const TestTensor& grad) { return Grad(grad.tensor(), GradMode::kOverwrite); });
-    CpuExec cpu(threads);
-    auto memory = scratch(cpu, Pass::kBackward);
-    Op::backward(cpu, {tensors<In<Tensor>>(in), tensors<Out<Tensor>>(out), attrs,
-                       tensors<Out<Tensor>>(grad_out), grads, memory});
+    detail::CpuPlace cpu(threads);
+    backward_at(cpu);
+  }
+
+  /// The same on GPU 0. Errors: Cuda without one.
+  void forward_cuda() {
+#if JIBOIA_WITH_CUDA
+    CudaPlace place;
+    forward_at(place);
+#else
+    gpu();
+#endif
+  }
+  void backward_cuda() {
+#if JIBOIA_WITH_CUDA
+    CudaPlace place;
+    backward_at(place);
+#else
+    gpu();
+#endif
+  }
+
+  /// The same values and output gradients in f64, for a run to compare with.
+  OpRun in_f64() const {
+    OpRun wide = *this;
+    wide.attrs = attrs_among<Op>(Dtype::kF64, attrs);
+    for (TestTensor& tensor : fields<TestTensor>(wide.in)) tensor = widened(tensor);
+    for (TestTensor& tensor : fields<TestTensor>(wide.grad_out)) tensor = widened(tensor);
+    wide.out = {};
+    wide.grad_in = {};
+    return wide;
   }
 
   In<TestTensor> in{}, grad_in{};
@@ -43,18 +63,69 @@ struct OpRun {
   typename Op::Attrs attrs;
 
  private:
-  template <class Tensors, class TestTensors>
-  static Tensors tensors(const TestTensors& from) {
-    return map_fields<Tensor, Tensors, TestTensor>(
-        from, [](const TestTensor& tensor) { return tensor.tensor(); });
+  template <class Place>
+  void forward_at(Place& place) {
+    out = map_fields<TestTensor, Out<TestTensor>, Spec>(
+        Op::infer(specs(), attrs), [](const Spec& spec) { return TestTensor(spec); });
+    TestTensor memory = scratch(place, Pass::kForward);
+    const ForwardArgs<Op> args{put<In<Tensor>>(place, in), put<Out<Tensor>>(place, out), attrs,
+                               bytes_of(place.put(memory))};
+    run(place, [&] { Op::forward(place.exec(), args); });
+  }
+  template <class Place>
+  void backward_at(Place& place) {
+    In<Grad> grads{};
+    for (std::size_t i = 0; i < std::size(Op::kInputs); ++i) {
+      const Spec& spec = fields<TestTensor>(in)[i].spec();
+      TestTensor& grad = fields<TestTensor>(grad_in)[i];
+      grad = TestTensor();
+      if (!spec || input_kind<Op>(i) == InputKind::kIndex) continue;
+      grad = TestTensor(Spec(gradient_dtype_of(input_kind<Op>(i), spec.dtype), spec.shape));
+      fields<Grad>(grads)[i] = Grad(place.put(grad), GradMode::kOverwrite);
+    }
+    TestTensor memory = scratch(place, Pass::kBackward);
+    const BackwardArgs<Op> args{put<In<Tensor>>(place, in),
+                                put<Out<Tensor>>(place, out),
+                                attrs,
+                                put<Out<Tensor>>(place, grad_out),
+                                grads,
+                                bytes_of(place.put(memory))};
+    run(place, [&] { Op::backward(place.exec(), args); });
+  }
+  template <class Place, class Run>
+  static void run(Place& place, const Run& pass) {
+    std::vector<std::string> failures;
+    place.run(pass, 1, failures);
+    EXPECT_THAT(failures, testing::IsEmpty());
+  }
+
+  template <class Tensors, class Place, class TestTensors>
+  static Tensors put(Place& place, TestTensors& from) {
+    Tensors result{};
+    for (std::size_t i = 0; i < fields<Tensor>(result).size(); ++i) {
+      TestTensor& tensor = fields<TestTensor>(from)[i];
+      if (tensor) fields<Tensor>(result)[i] = place.put(tensor);
+    }
+    return result;
+  }
+  static std::span<std::byte> bytes_of(const Tensor& memory) {
+    return {static_cast<std::byte*>(memory.data), static_cast<std::size_t>(memory.size())};
+  }
+  static TestTensor widened(const TestTensor& tensor) {
+    if (!tensor || tensor.spec().dtype == Dtype::kI32) return tensor;
+    TestTensor wide(Spec(Dtype::kF64, tensor.spec().shape));
+    for (std::int64_t i = 0; i < wide.size(); ++i) wide.set(i, tensor.get(i));
+    return wide;
   }
   In<Spec> specs() const {
     return map_fields<Spec, In<Spec>, TestTensor>(
         in, [](const TestTensor& tensor) { return tensor.spec(); });
   }
-  std::vector<std::byte> scratch(const CpuExec& cpu, Pass pass) const {
-    return std::vector<std::byte>(
-        static_cast<std::size_t>(scratch_bytes<Op>(cpu, pass, specs(), attrs)), std::byte{0xFF});
+  template <class Place>
+  TestTensor scratch(const Place& place, Pass pass) const {
+    TestTensor memory(Spec(Dtype::kU8, {scratch_bytes<Op>(place.exec(), pass, specs(), attrs)}));
+    memory.fill_bytes(std::byte{0xFF});
+    return memory;
   }
 };
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/half.h"
 #include "core/rng.h"
 #include "core/tensor.h"
 
@@ -41,12 +42,16 @@ class TestTensor {
     switch (spec_.dtype) {
       case Dtype::kF32: return *static_cast<const float*>(at(i));
       case Dtype::kF64: return *static_cast<const double*>(at(i));
+      case Dtype::kBf16: return float_from_bf16(*static_cast<const std::uint16_t*>(at(i)));
       case Dtype::kI32: return *static_cast<const std::int32_t*>(at(i));
       default: return std::numeric_limits<double>::quiet_NaN();
     }
   }
   void set(std::int64_t i, double value) {
     switch (spec_.dtype) {
+      case Dtype::kBf16:
+        *static_cast<std::uint16_t*>(at(i)) = bf16_from_float(static_cast<float>(value));
+        break;
       case Dtype::kF32: *static_cast<float*>(at(i)) = static_cast<float>(value); break;
       case Dtype::kF64: *static_cast<double*>(at(i)) = value; break;
       case Dtype::kI32:
@@ -58,6 +63,11 @@ class TestTensor {
   std::int64_t size() const { return spec_ ? spec_.size() : 0; }
   void fill(double value) {
     for (std::int64_t i = 0; i < size(); ++i) set(i, value);
+  }
+  void fill_bytes(std::byte value) {
+    visit_rows([value](std::byte* row, std::size_t size) {
+      std::memset(row, static_cast<int>(value), size);
+    });
   }
   std::vector<double> values() const {
     std::vector<double> result(static_cast<std::size_t>(size()));
@@ -80,8 +90,15 @@ class TestTensor {
   }
   bool same_bits(const TestTensor& other) const { return bytes_ == other.bytes_; }
 
+  /// The elements with all that is around them: guard bytes, then what lies before the first row's
+  /// elements.
+  std::vector<std::byte>& bytes() { return bytes_; }
+  /// Bytes in front of the first element.
+  std::int64_t offset() const { return kGuard + before_ * size_of(spec_.dtype); }
+  std::int64_t columns_before() const { return before_; }
+
  private:
-  static constexpr std::size_t kGuard = 256;
+  static constexpr std::int64_t kGuard = 256;
   static constexpr std::byte kPattern{0x5A};
 
   void* at(std::int64_t i) const {
