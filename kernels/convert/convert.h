@@ -9,4 +9,7 @@ namespace jiboia {
 void convert(CpuExec& cpu, const Tensor& from, const Tensor& to);
 void convert(CudaExec& gpu, const Tensor& from, const Tensor& to);
 
+/// Errors: InvalidArgument unless convert() takes these.
+void require_convertible(const Tensor& from, const Tensor& to);
+
 }  // namespace jiboia

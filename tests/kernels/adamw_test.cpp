@@ -2,119 +2,236 @@
 
 #include <gmock/gmock.h>
 
-#include "kernels/global_norm/global_norm.h"
-#include "tests/support/test_tensor.h"
+#include <cmath>
+#include <limits>
+
+#include "core/half.h"
+#include "core/rng.h"
+#include "tests/support/placed.h"
 
 namespace jiboia::test {
 namespace {
 
+/// Host copies of what an update reads and writes.
+template <class T>
 struct State {
-  TestTensor value, gradient, exp_avg, exp_avg_sq;
+  std::vector<T> value, gradient, exp_avg, exp_avg_sq;
+  std::vector<std::uint16_t> compute;  ///< may be absent
+
+  bool operator==(const State&) const = default;
 };
 
-State random_state(Dtype dtype, std::int64_t n) {
-  const Spec spec(dtype, {n});
-  State state{TestTensor(spec), TestTensor(spec), TestTensor(spec), TestTensor(spec)};
+template <class T>
+State<T> random_state(std::int64_t n) {
+  State<T> state;
   const Philox random(3, RandomPurpose::kTest);
   for (std::int64_t i = 0; i < n; ++i) {
     const auto at = static_cast<std::uint64_t>(4 * i);
-    state.value.set(i, static_cast<float>(random.normal(at)));
-    state.gradient.set(i, static_cast<float>(random.normal(at + 1)));
-    state.exp_avg.set(i, static_cast<float>(0.1 * random.normal(at + 2)));
-    state.exp_avg_sq.set(i, static_cast<float>(random.uniform(at + 3)));
+    state.value.push_back(static_cast<float>(random.normal(at)));
+    state.gradient.push_back(static_cast<float>(random.normal(at + 1)));
+    state.exp_avg.push_back(static_cast<float>(0.1 * random.normal(at + 2)));
+    state.exp_avg_sq.push_back(static_cast<float>(random.uniform(at + 3)));
   }
   return state;
 }
 
-AdamWUpdate update_of(const State& state) {
-  return {.value = state.value.tensor(),
-          .gradient = state.gradient.tensor(),
-          .exp_avg = state.exp_avg.tensor(),
-          .exp_avg_sq = state.exp_avg_sq.tensor(),
-          .lr = 1e-2,
-          .weight_decay = 0.3,
-          .grad_scale = 0.25};
+/// An update's numbers; its tensors come from a State.
+AdamWUpdate numbers() { return {.lr = 1e-2, .weight_decay = 0.3, .gradient_scale = 0.25}; }
+
+/// Every block decays.
+std::vector<std::uint8_t> all_decay(std::int64_t n) {
+  return std::vector<std::uint8_t>(static_cast<std::size_t>((n + kDecayBlock - 1) / kDecayBlock),
+                                   1);
+}
+
+/// `before` after one update on `exec`. `begin` elements are left out of it, which moves the
+/// others away from round addresses.
+template <class T>
+State<T> updated(Exec& exec, const State<T>& before, AdamWUpdate args, double norm,
+                 const std::vector<std::uint8_t>& decays, std::int64_t begin = 0) {
+  Placed<T> value(exec, before.value), gradient(exec, before.gradient);
+  Placed<T> exp_avg(exec, before.exp_avg), exp_avg_sq(exec, before.exp_avg_sq);
+  Placed<std::uint16_t> compute(exec, before.compute, Dtype::kBf16);
+  Placed<std::uint8_t> decay_table(exec, decays);
+  Placed<double> gradient_norm(exec, {norm});
+  args.value = value.tensor(begin);
+  args.gradient = gradient.tensor(begin);
+  args.exp_avg = exp_avg.tensor(begin);
+  args.exp_avg_sq = exp_avg_sq.tensor(begin);
+  if (!before.compute.empty()) args.compute = compute.tensor(begin);
+  args.decays = decay_table.tensor();
+  args.gradient_norm = gradient_norm.tensor();
+  std::visit([&](auto& backend) { adamw(backend, args); }, exec);
+  EXPECT_EQ(decay_table.values(), decays);
+  return {value.values(), gradient.values(), exp_avg.values(), exp_avg_sq.values(),
+          compute.values()};
+}
+
+/// The formula, element by element, in f64.
+template <class T>
+State<double> formula(const State<T>& before, const AdamWUpdate& args, double norm,
+                      const std::vector<std::uint8_t>& decays) {
+  State<double> after;
+  const double clip =
+      args.grad_clip > 0 ? std::min(1.0, args.grad_clip / (args.gradient_scale * norm + 1e-6)) : 1;
+  const double t = static_cast<double>(args.update);
+  for (std::size_t i = 0; i < before.value.size(); ++i) {
+    const double g = args.gradient_scale * clip * static_cast<double>(before.gradient[i]);
+    const double m = args.beta1 * static_cast<double>(before.exp_avg[i]) + (1 - args.beta1) * g;
+    const double v =
+        args.beta2 * static_cast<double>(before.exp_avg_sq[i]) + (1 - args.beta2) * g * g;
+    const double m_hat = m / (1 - std::pow(args.beta1, t));
+    const double v_hat = v / (1 - std::pow(args.beta2, t));
+    const double decay = decays[i / kDecayBlock] ? args.weight_decay : 0;
+    after.value.push_back(static_cast<double>(before.value[i]) * (1 - args.lr * decay) -
+                          args.lr * m_hat / (std::sqrt(v_hat) + args.eps));
+    after.gradient.push_back(static_cast<double>(before.gradient[i]));
+    after.exp_avg.push_back(m);
+    after.exp_avg_sq.push_back(v);
+  }
+  return after;
+}
+
+/// "" when both are within `limit` of each other, else the first that is not.
+template <class T>
+std::string compare(const char* what, const std::vector<T>& got, const std::vector<double>& want,
+                    double limit) {
+  if (got.size() != want.size()) return fmt::format("{} has {} elements", what, got.size());
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double value = static_cast<double>(got[i]);
+    if (!(std::abs(value - want[i]) <= limit)) {
+      return fmt::format("{}[{}] is {:.9g}, expected {:.9g}", what, i, value, want[i]);
+    }
+  }
+  return "";
+}
+template <class T>
+std::string compare(const State<T>& got, const State<double>& want, double limit) {
+  for (const std::string& text : {compare("value", got.value, want.value, limit),
+                                  compare("gradient", got.gradient, want.gradient, limit),
+                                  compare("exp_avg", got.exp_avg, want.exp_avg, limit),
+                                  compare("exp_avg_sq", got.exp_avg_sq, want.exp_avg_sq, limit)}) {
+    if (!text.empty()) return text;
+  }
+  return "";
 }
 
 TEST(AdamW, EqualsItsFormula) {
-  CpuExec cpu(2);
+  Exec cpu = CpuExec(2);
   for (std::int64_t t :
        {std::int64_t{1}, std::int64_t{2}, std::int64_t{1000}, std::int64_t{10'000'000}}) {
-    const State before = random_state(Dtype::kF64, 100);
-    State after = before;
-    AdamWUpdate args = update_of(after);
+    const auto before = random_state<double>(100);
+    AdamWUpdate args = numbers();
     args.update = t;
-    adamw(cpu, args);
-    for (std::int64_t i = 0; i < 100; ++i) {
-      const double g = args.grad_scale * before.gradient.get(i);
-      const double m = 0.9 * before.exp_avg.get(i) + 0.1 * g;
-      const double v = 0.95 * before.exp_avg_sq.get(i) + 0.05 * g * g;
-      const double m_hat = m / (1 - std::pow(0.9, static_cast<double>(t)));
-      const double v_hat = v / (1 - std::pow(0.95, static_cast<double>(t)));
-      const double w =
-          before.value.get(i) * (1 - 1e-2 * 0.3) - 1e-2 * m_hat / (std::sqrt(v_hat) + 1e-8);
-      EXPECT_NEAR(after.value.get(i), w, 1e-13);
-      EXPECT_NEAR(after.exp_avg.get(i), m, 1e-15);
-      EXPECT_NEAR(after.exp_avg_sq.get(i), v, 1e-15);
-    }
+    const auto after = updated(cpu, before, args, 1, all_decay(100));
+    EXPECT_EQ(compare(after, formula(before, args, 1, all_decay(100)), 1e-13), "") << t;
   }
 }
 
 TEST(AdamW, SinglePrecisionIsCloseAndTheSameOnAnyNumberOfThreads) {
-  State exact = random_state(Dtype::kF64, 40'000);
-  State first = random_state(Dtype::kF32, 40'000);
-  CpuExec one(1), three(3);
-  State second = first;
-  adamw(one, update_of(exact));
-  adamw(one, update_of(first));
-  adamw(three, update_of(second));
-  EXPECT_EQ(difference("value", first.value, exact.value, 1e-6, 0), "");
-  EXPECT_EQ(difference("exp_avg_sq", first.exp_avg_sq, exact.exp_avg_sq, 1e-6, 0), "");
-  EXPECT_TRUE(first.value.same_bits(second.value));
+  constexpr std::int64_t n = 40'000;
+  Exec one = CpuExec(1), three = CpuExec(3);
+  const auto exact = formula(random_state<double>(n), numbers(), 1, all_decay(n));
+  const auto first = updated(one, random_state<float>(n), numbers(), 1, all_decay(n));
+  EXPECT_EQ(compare(first, exact, 3e-6), "");
+  EXPECT_EQ(first, updated(three, random_state<float>(n), numbers(), 1, all_decay(n)));
 }
 
-TEST(AdamW, RefusesTensorsOfDifferentSizes) {
-  CpuExec cpu(1);
-  const State state = random_state(Dtype::kF32, 8), other = random_state(Dtype::kF32, 9);
-  AdamWUpdate args = update_of(state);
-  args.gradient = other.gradient.tensor();
-  EXPECT_THROW(adamw(cpu, args), Error);
+/// 150 elements: three blocks, of which the second does not decay.
+void expect_decay_by_table(Exec& exec) {
+  const auto before = random_state<float>(150);
+  AdamWUpdate args = numbers();
+  args.weight_decay = 10;  // that not even single precision hides
+  const std::vector<std::uint8_t> decays = {1, 0, 1};
+  const auto after = updated(exec, before, args, 1, decays);
+  EXPECT_EQ(compare(after, formula(before, args, 1, decays), 1e-6), "");
+  EXPECT_NE(compare(after, formula(before, args, 1, {1, 1, 1}), 1e-6), "");
 }
 
-double norm_of(std::int64_t n, double value, int threads) {
-  TestTensor x(Spec(Dtype::kF32, {n}));
-  x.fill(value);
-  CpuExec cpu(threads);
-  return global_norm(cpu, x.tensor());
-}
-
-TEST(GlobalNorm, IsExactForLargeAndSmallElements) {
-  for (std::int64_t n : {1, 7, 4096, 4097, 20'000}) {
-    EXPECT_NEAR(norm_of(n, 2, 1), 2 * std::sqrt(static_cast<double>(n)), 1e-9);
+void expect_clip(Exec& exec) {
+  const auto before = random_state<float>(100);
+  AdamWUpdate args = numbers();
+  args.grad_clip = 2;
+  // gradient_scale is 1/4: norms up to 8 are left as they are.
+  EXPECT_EQ(updated(exec, before, args, 7.9, all_decay(100)),
+            updated(exec, before, numbers(), 1e9, all_decay(100)));
+  for (double norm : {8.5, 80.0, 1e30}) {
+    EXPECT_EQ(compare(updated(exec, before, args, norm, all_decay(100)),
+                      formula(before, args, norm, all_decay(100)), 1e-6),
+              "")
+        << norm;
   }
-  EXPECT_NEAR(norm_of(100, 1e30, 1) / 1e31, 1, 1e-6);
-  EXPECT_NEAR(norm_of(100, 1e-30, 1) / 1e-29, 1, 1e-6);
-  EXPECT_EQ(norm_of(100, 0, 1), 0);
 }
 
-TEST(GlobalNorm, TellsOfElementsThatAreNotFinite) {
-  TestTensor x(Spec(Dtype::kF32, {5000}));
-  CpuExec cpu(2);
-  x.set(4500, std::nan(""));
-  EXPECT_TRUE(std::isnan(global_norm(cpu, x.tensor())));
-  x.set(4500, std::numeric_limits<double>::infinity());
-  EXPECT_TRUE(std::isinf(global_norm(cpu, x.tensor())));
+void expect_no_change_by_a_norm_that_is_not_finite(Exec& exec) {
+  auto before = random_state<float>(300);
+  before.compute.assign(300, 7);
+  for (double norm : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    EXPECT_EQ(updated(exec, before, numbers(), norm, all_decay(300)), before) << norm;
+  }
 }
 
-TEST(GlobalNorm, DoesNotDependOnThreads) {
-  TestTensor x(Spec(Dtype::kF32, {123'457}));
-  const Philox random(4, RandomPurpose::kTest);
-  for (std::int64_t i = 0; i < x.size(); ++i)
-    x.set(i, random.normal(static_cast<std::uint64_t>(i)));
-  CpuExec one(1), two(2), three(3);
-  const double norm = global_norm(one, x.tensor());
-  EXPECT_EQ(norm, global_norm(two, x.tensor()));
-  EXPECT_EQ(norm, global_norm(three, x.tensor()));
+void expect_copy_of_values(Exec& exec) {
+  for (std::int64_t n : {1, 3, 64, 1023, 5001}) {
+    auto before = random_state<float>(n);
+    before.compute.assign(static_cast<std::size_t>(n), 0x7FC0);
+    const auto after = updated(exec, before, numbers(), 1, all_decay(n));
+    for (std::size_t i = 0; i < after.value.size(); ++i) {
+      ASSERT_EQ(after.compute[i], bf16_from_float(after.value[i])) << i << " of " << n;
+    }
+    auto without = after;
+    without.compute.clear();
+    before.compute.clear();
+    EXPECT_EQ(updated(exec, before, numbers(), 1, all_decay(n)), without) << n;
+  }
+}
+
+TEST(AdamW, DecaysBlocksByTheTable) {
+  Exec cpu = CpuExec(1);
+  expect_decay_by_table(cpu);
+}
+
+TEST(AdamW, ClipsByTheNorm) {
+  Exec cpu = CpuExec(1);
+  expect_clip(cpu);
+}
+
+TEST(AdamW, ChangesNothingWhenTheNormIsNotFinite) {
+  Exec cpu = CpuExec(1);
+  expect_no_change_by_a_norm_that_is_not_finite(cpu);
+}
+
+TEST(AdamW, WritesARoundedCopyOfTheValues) {
+  Exec cpu = CpuExec(1);
+  expect_copy_of_values(cpu);
+}
+
+TEST(AdamW, RefusesTensorsThatDoNotFit) {
+  Exec exec = CpuExec(1);
+  CpuExec& cpu = std::get<CpuExec>(exec);
+  const Placed<float> eight(exec, std::vector<float>(8)), nine(exec, std::vector<float>(9));
+  const Placed<double> one(exec, {1});
+  const Placed<std::uint8_t> decays(exec, {1}), more_decays(exec, {1, 1});
+  AdamWUpdate right = numbers();
+  right.value = right.gradient = right.exp_avg = right.exp_avg_sq = eight.tensor();
+  right.decays = decays.tensor();
+  right.gradient_norm = one.tensor();
+  EXPECT_NO_THROW(adamw(cpu, right));
+  const auto refuses = [&](Tensor AdamWUpdate::*member, const Tensor& tensor) {
+    AdamWUpdate args = right;
+    args.*member = tensor;
+    EXPECT_THROW(adamw(cpu, args), Error) << tensor.to_string();
+  };
+  for (auto member : {&AdamWUpdate::value, &AdamWUpdate::gradient, &AdamWUpdate::exp_avg,
+                      &AdamWUpdate::exp_avg_sq}) {
+    refuses(member, nine.tensor());
+    refuses(member, {});
+  }
+  refuses(&AdamWUpdate::compute, eight.tensor());
+  refuses(&AdamWUpdate::decays, more_decays.tensor());
+  refuses(&AdamWUpdate::decays, {});
+  refuses(&AdamWUpdate::gradient_norm, eight.tensor());
+  refuses(&AdamWUpdate::gradient_norm, {});
 }
 
 }  // namespace

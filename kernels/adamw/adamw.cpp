@@ -1,0 +1,50 @@
+#include "kernels/adamw/adamw.h"
+
+#include <cmath>
+
+#include "core/check.h"
+#include "kernels/adamw/adamw_numbers.h"
+
+namespace jiboia {
+namespace {
+
+/// 1 - beta^t, exact to rounding for beta near 1 and any t.
+double bias_correction(double beta, std::int64_t t) {
+  return beta > 0 ? -std::expm1(static_cast<double>(t) * std::log(beta)) : 1;
+}
+
+}  // namespace
+
+template <class T>
+AdamWNumbers<T>::AdamWNumbers(const AdamWUpdate& args)
+    : beta1(static_cast<T>(args.beta1)),
+      one_minus_beta1(static_cast<T>(1 - args.beta1)),
+      beta2(static_cast<T>(args.beta2)),
+      one_minus_beta2(static_cast<T>(1 - args.beta2)),
+      eps(static_cast<T>(args.eps)),
+      keep(static_cast<T>(1 - args.lr * args.weight_decay)),
+      step(static_cast<T>(args.lr / bias_correction(args.beta1, args.update))),
+      root_correction(static_cast<T>(1 / std::sqrt(bias_correction(args.beta2, args.update)))),
+      gradient_scale(args.gradient_scale),
+      grad_clip(args.grad_clip) {}
+template struct AdamWNumbers<float>;
+template struct AdamWNumbers<double>;
+
+void require_consistent(const AdamWUpdate& args) {
+  const Dtype dtype = args.value.dtype;
+  const Shape shape = args.value.shape;
+  const std::int64_t blocks = (args.value.size() + kDecayBlock - 1) / kDecayBlock;
+  expect("adamw", "value", args.value, dtype, shape, "(n)");
+  expect("adamw", "gradient", args.gradient, dtype, shape, "(n)");
+  expect("adamw", "exp_avg", args.exp_avg, dtype, shape, "(n)");
+  expect("adamw", "exp_avg_sq", args.exp_avg_sq, dtype, shape, "(n)");
+  if (args.compute) {
+    require(dtype == Dtype::kF32, ErrorKind::kInvalidArgument,
+            "adamw: value is {}, expected f32 beside a bf16 copy", args.value.to_string());
+    expect("adamw", "compute", args.compute, Dtype::kBf16, shape, "(n)");
+  }
+  expect("adamw", "decays", args.decays, Dtype::kU8, {blocks}, "(ceil(n / 64))");
+  expect("adamw", "gradient_norm", args.gradient_norm, Dtype::kF64, {1}, "(1)");
+}
+
+}  // namespace jiboia
