@@ -5,6 +5,15 @@
 
 namespace jiboia {
 
+void OpTimer::collect() {
+  for (const Measured& measured : pending_) {
+    Entry& entry = entries_[measured.key];
+    ++entry.calls;
+    entry.seconds += measured.end.seconds_since(measured.begin);
+  }
+  pending_.clear();
+}
+
 std::string to_text(const OpTimer& timer, double total_s) {
   std::vector<std::pair<OpTimer::Key, OpTimer::Entry>> rows(timer.entries().begin(),
                                                             timer.entries().end());

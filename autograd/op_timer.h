@@ -1,15 +1,16 @@
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "core/event.h"
 #include "core/op.h"
 
 namespace jiboia {
 
-/// Adds up the time that a tape's ops take, by op and pass.
+/// Adds up the time that a tape's ops take where they run, by op and pass.
 class OpTimer {
  public:
   struct Entry {
@@ -18,35 +19,42 @@ class OpTimer {
   };
   using Key = std::pair<std::string, Pass>;
 
-  /// Measures from its construction to its end. A null timer measures nothing.
+  /// Measures what `exec` is asked to do from its construction to its end. A null timer measures
+  /// nothing.
   class Scope {
    public:
-    Scope(OpTimer* timer, const char* op, Pass pass) : timer_(timer), op_(op), pass_(pass) {
-      if (timer_) begin_ = Clock::now();
+    Scope(OpTimer* timer, Exec& exec, const char* op, Pass pass)
+        : timer_(timer), exec_(exec), op_(op), pass_(pass) {
+      if (timer_) begin_.record(exec_);
     }
     ~Scope() {
-      if (timer_)
-        timer_->add(op_, pass_, std::chrono::duration<double>(Clock::now() - begin_).count());
+      if (!timer_) return;
+      Event end;
+      end.record(exec_);
+      timer_->pending_.push_back({{op_, pass_}, begin_, end});
     }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
-    using Clock = std::chrono::steady_clock;
     OpTimer* timer_;
+    Exec& exec_;
     const char* op_;
     Pass pass_;
-    Clock::time_point begin_;
+    Event begin_;
   };
 
-  void add(const char* op, Pass pass, double seconds) {
-    Entry& entry = entries_[{op, pass}];
-    ++entry.calls;
-    entry.seconds += seconds;
-  }
+  /// Waits for what was measured since the last call and adds it up. Call between steps.
+  void collect();
+  /// All that was collected.
   const std::map<Key, Entry>& entries() const { return entries_; }
 
  private:
+  struct Measured {
+    Key key;
+    Event begin, end;
+  };
+  std::vector<Measured> pending_;
   std::map<Key, Entry> entries_;
 };
 

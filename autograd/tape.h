@@ -12,6 +12,7 @@
 #include "autograd/op_timer.h"
 #include "autograd/recompute.h"
 #include "core/arena.h"
+#include "core/trace.h"
 
 namespace jiboia {
 

@@ -64,8 +64,13 @@ typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& 
                                .out = map_fields<Tensor, OutTensor, Var>(out, value_of),
                                .attrs = attrs,
                                .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
-    const OpTimer::Scope scope(timer_, Op::kName, Pass::kForward);
-    std::visit([&](auto& backend) { Op::forward(backend, args); }, exec_);
+    const OpTimer::Scope scope(timer_, exec_, Op::kName, Pass::kForward);
+    std::visit(
+        [&](auto& backend) {
+          const TraceRange range(backend, Op::kName);
+          Op::forward(backend, args);
+        },
+        exec_);
   }
   arena_.free(scratch);
   if (mode_ == TapeMode::kTrain && first_pass_) count_parameter_uses(fields<const Var>(in));
@@ -102,9 +107,10 @@ typename Op::template Out<Var> Tape::apply_loss(const typename Op::template In<V
     const auto in_values = map_fields<Tensor, InTensor, Var>(in, value_of);
     const auto out_values = map_fields<Tensor, OutTensor, Var>(out, value_of);
     const std::span<std::byte> memory{scratch.data, static_cast<std::size_t>(scratch.bytes)};
-    const OpTimer::Scope scope(timer_, Op::kName, pass);
+    const OpTimer::Scope scope(timer_, exec_, Op::kName, pass);
     std::visit(
         [&](auto& backend) {
+          const TraceRange range(backend, Op::kName);
           if (pass == Pass::kBackward) {
             Op::forward_backward(backend,
                                  LossArgs<Op>{in_values, out_values, attrs, grads, memory});
@@ -142,8 +148,13 @@ void Tape::backward_op(Tape& tape, std::size_t payload_offset) {
           .grad_out = grad_out,
           .grad_in = grad_in,
           .scratch = {scratch.data, static_cast<std::size_t>(scratch.bytes)}};
-      const OpTimer::Scope scope(tape.timer_, Op::kName, Pass::kBackward);
-      std::visit([&](auto& backend) { Op::backward(backend, args); }, tape.exec_);
+      const OpTimer::Scope scope(tape.timer_, tape.exec_, Op::kName, Pass::kBackward);
+      std::visit(
+          [&](auto& backend) {
+            const TraceRange range(backend, Op::kName);
+            Op::backward(backend, args);
+          },
+          tape.exec_);
     }
     tape.arena_.free(scratch);
   }

@@ -53,6 +53,10 @@ constexpr Dtype gradient_dtype_of(InputKind kind, Dtype activation) {
 
 /// In which dtype activations are stored: that of the residual stream, or bf16 beside fp32.
 enum class Activations : std::uint8_t { kFull, kBf16 };
+/// Those of a model whose matrices have the given dtype.
+constexpr Activations activations_beside(Dtype matrices) {
+  return matrices == Dtype::kBf16 ? Activations::kBf16 : Activations::kFull;
+}
 
 /// How a gradient meets what its memory holds.
 enum class GradMode : std::uint8_t { kOverwrite, kAdd };

@@ -5,15 +5,15 @@
 
 #include "data/token_loader.h"
 #include "train/memory_plan.h"
-#include "train/token_tensors.h"
 
 namespace jiboia {
 
 double Evaluation::perplexity() const { return std::exp(loss); }
 
-Evaluation evaluate(const MambaLm& model, std::span<const Tensor> parameters,
-                    const TokenDataset& data, const EvaluationOptions& options, Exec& exec,
-                    Arena& arena) {
+Evaluation evaluate(const MambaLm& model, const ParameterStore& parameters,
+                    const TokenDataset& data, const EvaluationOptions& options,
+                    TokenUploader& uploader, Arena& arena) {
+  Exec& exec = parameters.exec();
   TokenLoader loader(data, {.order = RowOrder::kSequential,
                             .rows_per_batch = options.rows_per_batch,
                             .max_rows = options.max_rows});
@@ -22,9 +22,9 @@ Evaluation evaluate(const MambaLm& model, std::span<const Tensor> parameters,
   while (std::optional<TokenBatch> batch = loader.next()) {
     std::int64_t targets = 0;
     for (std::int32_t target : batch->targets) targets += target != kIgnoredTarget;
-    Tape tape(exec, arena, parameters, nullptr, TapeMode::kEvaluate);
-    const LossVars losses = model.loss(tape, tensors_of(*batch), 0, Recompute::kNone);
-    sum += read_scalar(tape.value(losses.cross_entropy)) * static_cast<double>(targets);
+    Tape tape(exec, arena, parameters.values(), nullptr, TapeMode::kEvaluate);
+    const LossVars losses = model.loss(tape, uploader.upload(*batch), 0, Recompute::kNone);
+    sum += read_scalar(exec, tape.value(losses.cross_entropy)) * static_cast<double>(targets);
     result.targets += targets;
     result.rows += batch->data_rows;
   }
@@ -39,9 +39,9 @@ Evaluation evaluate(const MambaLm& model, std::span<const Tensor> parameters,
   return result;
 }
 
-std::int64_t plan_evaluate(const MambaLm& model, Dtype dtype, std::int64_t rows,
+std::int64_t plan_evaluate(const MambaLm& model, Activations activations, std::int64_t rows,
                            std::int64_t seq_len, Exec& exec) {
-  return plan_evaluation(model, dtype, exec, [&](Tape& tape) {
+  return plan_evaluation(model, activations, exec, [&](Tape& tape) {
     model.loss(tape, planned_tokens(rows, seq_len, true), 0, Recompute::kNone);
   });
 }

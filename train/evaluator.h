@@ -6,6 +6,8 @@
 #include "core/arena.h"
 #include "data/token_dataset.h"
 #include "train/model/mamba_lm.h"
+#include "train/optim/parameter_store.h"
+#include "train/token_tensors.h"
 
 namespace jiboia {
 
@@ -25,14 +27,14 @@ struct EvaluationOptions {
   std::int64_t max_rows = 0;  ///< 0: all
 };
 
-/// Scores the rows of `data` from the first on. Errors: Data, from reading; Numerics when the loss
-/// is not finite.
-Evaluation evaluate(const MambaLm& model, std::span<const Tensor> parameters,
-                    const TokenDataset& data, const EvaluationOptions& options, Exec& exec,
-                    Arena& arena);
+/// Scores the rows of `data` from the first on, where the parameters are. Errors: Data, from
+/// reading; Numerics when the loss is not finite.
+Evaluation evaluate(const MambaLm& model, const ParameterStore& parameters,
+                    const TokenDataset& data, const EvaluationOptions& options,
+                    TokenUploader& uploader, Arena& arena);
 
 /// Arena bytes that evaluate() takes.
-std::int64_t plan_evaluate(const MambaLm& model, Dtype dtype, std::int64_t rows,
+std::int64_t plan_evaluate(const MambaLm& model, Activations activations, std::int64_t rows,
                            std::int64_t seq_len, Exec& exec);
 
 }  // namespace jiboia

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/rng.h"
+#include "train/memory_plan.h"
 
 namespace jiboia {
 
@@ -42,21 +43,37 @@ std::int32_t sample(std::span<const float> logits, const SamplingOptions& option
   return order[kept - 1];
 }
 
-Generator::Generator(const MambaLm& model, std::span<const Tensor> parameters, Exec& exec)
-    : model_(model), parameters_(parameters), exec_(exec), workspace_(planned_bytes()) {}
+Generator::Generator(const MambaLm& model, const ParameterStore& parameters, Arena& arena)
+    : model_(model), parameters_(parameters), arena_(arena), host_(parameters.exec()) {}
 
-std::int64_t Generator::planned_bytes() const {
-  const Dtype dtype = parameters_[0].dtype;
-  RecurrentState state(model_.config(), 1, dtype);
-  std::int64_t bytes = 0;
+/// Arena memory that is given back when a generation ends, however it ends.
+class Generator::Block {
+ public:
+  Block(Arena& arena, std::int64_t bytes, const char* label)
+      : arena_(arena), block_(arena.allocate(bytes, MemoryUse::kValue, label)) {}
+  ~Block() { arena_.free(block_); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  std::byte* data() const { return block_.data; }
+
+ private:
+  Arena& arena_;
+  Arena::Block block_;
+};
+
+std::int64_t Generator::planned_bytes(const MambaLm& model, Activations activations, Exec& exec) {
+  const Dtype dtype = activations == Activations::kBf16 ? Dtype::kBf16 : Dtype::kF32;
+  Arena arena;
+  const Block tokens(arena, kPiece * size_of(Dtype::kI32), "generator.tokens");
+  const Block memory(arena, RecurrentState::bytes(model.config(), 1, dtype), "generator.state");
+  RecurrentState state(model.config(), 1, dtype, nullptr);
+  const std::vector<Tensor> parameters = planned_parameters(model, Dtype::kF32, activations);
   for (std::int64_t size : {std::int64_t{1}, kPiece}) {
-    bytes = std::max(bytes, plan_evaluation(model_, dtype, exec_, [&](Tape& tape) {
-                       const Tensor tokens(Spec(Dtype::kI32, {1, size}), nullptr);
-                       const Var hidden = model_.hidden(tape, tokens, state);
-                       if (size == 1) model_.logits(tape, hidden);
-                     }));
+    Tape tape(exec, arena, parameters, nullptr, TapeMode::kEvaluate);
+    const Var hidden = model.hidden(tape, Tensor(Spec(Dtype::kI32, {1, size}), nullptr), state);
+    if (size == 1) model.logits(tape, hidden);
   }
-  return bytes;
+  return arena.peak_bytes();
 }
 
 void Generator::generate(std::span<const std::int32_t> prompt, std::int64_t count,
@@ -68,28 +85,34 @@ void Generator::generate(std::span<const std::int32_t> prompt, std::int64_t coun
             "the prompt has token {}; the model knows 0 to {}", token,
             model_.config().vocab_size - 1);
   }
-  const Dtype dtype = parameters_[0].dtype;
-  RecurrentState state(model_.config(), 1, dtype);
-  const auto piece_of = [](std::span<const std::int32_t> tokens) {
-    return Tensor(Spec(Dtype::kI32, {1, static_cast<std::int64_t>(tokens.size())}),
-                  const_cast<std::int32_t*>(tokens.data()));
+  Exec& exec = parameters_.exec();
+  const Dtype dtype = parameters_.values()[0].dtype;
+  const Block tokens(arena_, kPiece * size_of(Dtype::kI32), "generator.tokens");
+  const std::int64_t state_bytes = RecurrentState::bytes(model_.config(), 1, dtype);
+  const Block memory(arena_, state_bytes, "generator.state");
+  fill_zero(exec, Tensor(Spec(Dtype::kU8, {state_bytes}), memory.data()));
+  RecurrentState state(model_.config(), 1, dtype, memory.data());
+  const auto piece_of = [&](std::span<const std::int32_t> from) {
+    const Spec spec(Dtype::kI32, {1, static_cast<std::int64_t>(from.size())});
+    const Tensor piece(spec, tokens.data());
+    copy(exec, Tensor(spec, const_cast<std::int32_t*>(from.data())), piece);
+    return piece;
   };
 
   std::span<const std::int32_t> rest = prompt;
   while (rest.size() > 1) {  // the last token is read below, with the head
     const std::size_t size = std::min<std::size_t>(rest.size() - 1, kPiece);
-    Tape tape(exec_, workspace_.arena(), parameters_, nullptr, TapeMode::kEvaluate);
+    Tape tape(exec, arena_, parameters_.values(), nullptr, TapeMode::kEvaluate);
     model_.hidden(tape, piece_of(rest.first(size)), state);
     rest = rest.subspan(size);
   }
   std::int32_t token = rest[0];
   std::vector<float> logits(static_cast<std::size_t>(model_.config().vocab_size));
   for (std::int64_t i = 0; i < count; ++i) {
-    Tape tape(exec_, workspace_.arena(), parameters_, nullptr, TapeMode::kEvaluate);
+    Tape tape(exec, arena_, parameters_.values(), nullptr, TapeMode::kEvaluate);
     const Var hidden = model_.hidden(tape, piece_of({&token, 1}), state);
     const Tensor values = tape.value(model_.logits(tape, hidden));
-    visit_float(values.dtype,
-                [&]<class T>() { std::copy_n(values.as<T>(), logits.size(), logits.begin()); });
+    host_.read_as_float(values, logits);
     token = sample(logits, options, static_cast<std::uint64_t>(i));
     if (token == end_token) return;
     emit(token);

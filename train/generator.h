@@ -6,8 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "core/host_access.h"
 #include "train/model/mamba_lm.h"
-#include "train/workspace.h"
+#include "train/optim/parameter_store.h"
 
 namespace jiboia {
 
@@ -28,7 +29,8 @@ std::int32_t sample(std::span<const float> logits, const SamplingOptions& option
 /// many came before.
 class Generator {
  public:
-  Generator(const MambaLm& model, std::span<const Tensor> parameters, Exec& exec);
+  /// Works where the parameters are, in planned_bytes() of `arena`. All must outlive it.
+  Generator(const MambaLm& model, const ParameterStore& parameters, Arena& arena);
 
   /// Draws up to `count` tokens after `prompt`, calling `emit` with each; stops after `end_token`,
   /// which is not emitted. Errors: InvalidArgument when the prompt is empty or has an id that the
@@ -37,14 +39,17 @@ class Generator {
                 const SamplingOptions& options, std::optional<std::int32_t> end_token,
                 const std::function<void(std::int32_t)>& emit);
 
+  /// Arena bytes that generate() takes.
+  static std::int64_t planned_bytes(const MambaLm& model, Activations activations, Exec& exec);
+
  private:
+  class Block;
   static constexpr std::int64_t kPiece = 128;  // tokens of the prompt that are read at once
-  std::int64_t planned_bytes() const;
 
   const MambaLm& model_;
-  std::span<const Tensor> parameters_;
-  Exec& exec_;
-  Workspace workspace_;
+  const ParameterStore& parameters_;
+  Arena& arena_;
+  HostAccess host_;
 };
 
 }  // namespace jiboia

@@ -19,10 +19,11 @@ fs::path find_model_folder(const fs::path& path) {
   return folder;
 }
 
-LoadedModel load_model(const fs::path& path) {
+LoadedModel load_model(const fs::path& path, Exec& exec, Activations activations) {
   const fs::path folder = find_model_folder(path);
   MambaLm model(read_model_config(folder));
-  ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValues);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF32, StoreContents::kValues,
+                            activations);
   load_model_weights(folder, parameters);
   return {folder, std::move(model), std::move(parameters)};
 }

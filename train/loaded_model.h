@@ -17,8 +17,10 @@ struct LoadedModel {
 /// output_dir, whose newest undamaged checkpoint is taken. Errors: Checkpoint, Io.
 std::filesystem::path find_model_folder(const std::filesystem::path& path);
 
-/// Loads what a user means by `path`, see find_model_folder(). Computes in f32.
+/// Loads what a user means by `path`, see find_model_folder(), to where `exec` computes, which must
+/// outlive it.
 /// Errors: Checkpoint, Io.
-LoadedModel load_model(const std::filesystem::path& path);
+LoadedModel load_model(const std::filesystem::path& path, Exec& exec,
+                       Activations activations = Activations::kFull);
 
 }  // namespace jiboia

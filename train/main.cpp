@@ -15,32 +15,16 @@ struct Arguments {
   bool profile = false;
 };
 
-Exec make_exec(const RunConfig& config) {
-  require(config.device != DeviceChoice::kCuda, ErrorKind::kUnsupported,
-          "device is cuda, but this build has no CUDA backend; use device: cpu or auto");
-  if (config.precision == Precision::kBf16) {
-    log::info("precision is bf16, which is for GPUs: the CPU computes in fp32");
-  }
-  return CpuExec(static_cast<int>(config.threads));
-}
-
-/// Errors: OutOfMemory, with what takes it, when the machine cannot hold the run.
-void require_memory(const MemoryPlan& plan) {
-  const std::int64_t available = available_host_bytes();
-  if (available == 0 || plan.total_bytes() <= available) return;
-  fail(ErrorKind::kOutOfMemory,
-       "the run needs {}, this machine has {} to give; lower train.micro_batch_size or set "
-       "train.recompute to block\n{}",
-       byte_text(plan.total_bytes()), byte_text(available), to_text(plan));
-}
-
 int train(const Arguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   if (arguments.print_config) {
     std::cout << to_yaml(config);
     return 0;
   }
-  Exec exec = make_exec(config);
+  Exec exec = make_exec(config.device, static_cast<int>(config.threads));
+  if (config.precision == Precision::kBf16 && !is_cuda(exec)) {
+    log::info("precision is bf16, which is for GPUs: the CPU computes in fp32");
+  }
   if (arguments.plan) {
     std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
     return 0;
@@ -52,7 +36,7 @@ int train(const Arguments& arguments) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",
          folder.checkpoints().string());
   }
-  require_memory(plan_memory(config, MambaLm(config.model), exec));
+  require_memory(plan_memory(config, MambaLm(config.model), exec), exec);
   RunData data = open_data(config);
   Trainer trainer(config, folder, data, exec);
   trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
@@ -87,7 +71,8 @@ int main(int argc, char** argv) {
   app.add_flag("--profile", arguments.profile, "Prints the time by op when the run ends");
   app.footer(
       "Keys of the configuration:\n" + config_help() +
-      "\nExit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics, 7 disk,\n"
+      "\nExit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics, 6 GPU, 7 "
+      "disk,\n"
       "130 after SIGINT, 143 after SIGTERM (both save a checkpoint first), 1 anything else.");
   return run_program("train", app, argc, argv, [&] { return train(arguments); });
 }

@@ -3,25 +3,29 @@
 #include <algorithm>
 #include <map>
 
+#include "train/evaluator.h"
+#include "train/generator.h"
+#include "train/optim/optimizer.h"
 #include "train/token_tensors.h"
 
 namespace jiboia {
 
-std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype) {
+std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype, Activations activations) {
   std::vector<Tensor> result;
   for (const ParameterSpec& spec : model.parameters()) {
-    result.emplace_back(Spec(dtype, spec.shape), nullptr);
+    result.emplace_back(compute_spec(spec, dtype, activations), nullptr);
   }
   return result;
 }
 
 MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec) {
   MemoryPlan plan;
-  plan.parameters =
-      ParameterStore::plan(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
-  const std::vector<Tensor> parameters = planned_parameters(model, Dtype::kF32);
-  const TokenTensors batch = planned_tokens(config.train.micro_batch_size, config.data.seq_len,
-                                            config.data.reset_at_document_starts);
+  const Activations activations = activations_for(exec, config.precision);
+  plan.parameters = ParameterStore::plan(model.parameters(), Dtype::kF32,
+                                         StoreContents::kValuesAndTraining, activations);
+  const std::vector<Tensor> parameters = planned_parameters(model, Dtype::kF32, activations);
+  const std::int64_t rows = config.train.micro_batch_size, seq_len = config.data.seq_len;
+  const TokenTensors batch = planned_tokens(rows, seq_len, config.data.reset_at_document_starts);
   Arena arena;
   {
     Tape tape(exec, arena, parameters, nullptr, TapeMode::kTrain);
@@ -30,7 +34,25 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
   }
   plan.arena_bytes = arena.peak_bytes();
   plan.blocks_at_peak = arena.blocks_at_peak();
+  if (!config.data.validation.empty() && config.eval.every > 0) {
+    plan.arena_bytes = std::max(
+        {plan.arena_bytes, plan_evaluate(model, activations, rows, seq_len, exec),
+         config.eval.sample_tokens > 0 ? Generator::planned_bytes(model, activations, exec) : 0});
+  }
+  plan.other_bytes = own_bytes(exec) + TokenUploader::planned_bytes(rows, seq_len) +
+                     Optimizer::planned_bytes(plan.parameters.values / size_of(Dtype::kF32));
   return plan;
+}
+
+void require_memory(const MemoryPlan& plan, const Exec& exec) {
+  // What the exec holds already is in the plan too.
+  const std::int64_t available = available_bytes(exec);
+  if (available == 0 || plan.total_bytes() <= available + own_bytes(exec)) return;
+  fail(ErrorKind::kOutOfMemory,
+       "the run needs {}, {} has {} to give; lower train.micro_batch_size or set train.recompute "
+       "to block\n{}",
+       byte_text(plan.total_bytes()), is_cuda(exec) ? "the GPU" : "this machine",
+       byte_text(available), to_text(plan));
 }
 
 std::string byte_text(std::int64_t bytes) {
@@ -55,12 +77,14 @@ std::string to_text(const MemoryPlan& plan) {
     text += fmt::format("{:<34}{:>12}\n", name, byte_text(bytes));
   };
   line("weights (fp32)", plan.parameters.values);
+  if (plan.parameters.rounded) line("weights (bf16 copy)", plan.parameters.rounded);
   line("gradients of weights", plan.parameters.gradients);
   line("AdamW moments", plan.parameters.moments);
   for (const auto& [use, bytes] : by_use) {
     line(fmt::format("activations: {}", to_string(use)), bytes);
   }
   line("activations: gaps", plan.arena_bytes - in_blocks);
+  line("batches, tables, workspaces", plan.other_bytes);
   line("total", plan.total_bytes());
 
   std::vector<std::pair<std::pair<std::string, std::int64_t>, std::int64_t>> largest(counts.begin(),

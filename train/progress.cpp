@@ -33,10 +33,11 @@ Progress::~Progress() {
 void Progress::show(const Step& step) {
   const bool due = step.step % every_ == 0 || step.step == step.max_steps || step.step == 1;
   if (!terminal_ && !due) return;
-  const std::string text =
-      fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {:.1f}k tokens/s  ETA {}",
-                  step.step, step.max_steps, step.loss, step.lr, step.grad_norm,
-                  step.tokens_per_second / 1000, duration_text(step.eta_s));
+  const std::string text = fmt::format(
+      "step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {:.1f}k tokens/s{}{}  ETA {}",
+      step.step, step.max_steps, step.loss, step.lr, step.grad_norm, step.tokens_per_second / 1000,
+      step.share_of_peak > 0 ? fmt::format("  MFU {:.1f}%", 100 * step.share_of_peak) : "",
+      step.memory.empty() ? "" : "  " + step.memory, duration_text(step.eta_s));
   write_text(log::line_start() + text + (terminal_ ? "" : "\n"));
   line_shown_ = terminal_;
 }

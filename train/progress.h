@@ -11,7 +11,10 @@ class Progress {
   struct Step {
     std::int64_t step = 0, max_steps = 0;
     double loss = 0, lr = 0, grad_norm = 0;
-    double tokens_per_second = 0, eta_s = 0;
+    double tokens_per_second = 0;
+    double share_of_peak = 0;  ///< 0: not known
+    std::string memory{};      ///< empty: not shown
+    double eta_s = 0;
   };
   explicit Progress(std::int64_t every);
   ~Progress();

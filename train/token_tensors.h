@@ -1,11 +1,33 @@
 #pragma once
+#include <memory>
+
+#include "core/upload.h"
 #include "data/token_loader.h"
 #include "train/model/mamba_lm.h"
 
 namespace jiboia {
 
-/// Views a batch as tensors; it must outlive them.
-TokenTensors tensors_of(TokenBatch& batch);
+/// Brings batches to where an Exec computes, beside its work on earlier ones.
+class TokenUploader {
+ public:
+  /// For batches of up to rows * seq_len tokens. `exec` must outlive it. Errors: OutOfMemory, Cuda.
+  TokenUploader(Exec& exec, std::int64_t rows, std::int64_t seq_len);
+
+  /// The batch as tensors for what the exec is asked next, until the next but one call. The batch
+  /// itself may go when this returns.
+  TokenTensors upload(const TokenBatch& batch);
+
+  /// Bytes that it takes where the exec computes.
+  static std::int64_t planned_bytes(std::int64_t rows, std::int64_t seq_len);
+
+ private:
+  static constexpr int kSlots = 3;
+  static constexpr int kArrays = 3;  // tokens, targets, document starts
+  static std::int64_t array_bytes(std::int64_t rows, std::int64_t seq_len);
+
+  std::int64_t capacity_;  // tokens
+  std::unique_ptr<UploadRing> ring_;
+};
 
 /// Specs of a batch without memory, for dry runs.
 TokenTensors planned_tokens(std::int64_t rows, std::int64_t seq_len, bool with_document_starts);

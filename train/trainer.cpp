@@ -1,10 +1,8 @@
 #include "train/trainer.h"
 
-#include <chrono>
 #include <cmath>
 
 #include "core/log.h"
-#include "kernels/global_norm/global_norm.h"
 #include "train/model/hf_config.h"
 #include "train/model/initialise.h"
 #include "train/stop_signal.h"
@@ -14,10 +12,6 @@
 namespace jiboia {
 namespace {
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 TokenDataset open_dataset(const RunConfig& config, const std::string& folder, const char* key) {
   TokenDataset data = TokenDataset::open(
       folder, {.seq_len = config.data.seq_len,
@@ -26,12 +20,6 @@ TokenDataset open_dataset(const RunConfig& config, const std::string& folder, co
                                                                        : DocumentStarts::kIgnore});
   log::info("{}: {}", key, data.summary());
   return data;
-}
-
-std::int64_t workspace_bytes(const RunConfig& config, const MambaLm& model, Exec& exec,
-                             const MemoryPlan& plan) {
-  return std::max(plan.arena_bytes, plan_evaluate(model, Dtype::kF32, config.train.micro_batch_size,
-                                                  config.data.seq_len, exec));
 }
 
 }  // namespace
@@ -73,16 +61,19 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
       exec_(exec),
       model_(config.model),
       plan_(plan_memory(config, model_, exec)),
-      parameters_(model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining),
-      workspace_(workspace_bytes(config, model_, exec, plan_)),
+      parameters_(exec, model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining,
+                  activations_for(exec, config.precision)),
+      workspace_(exec, plan_.arena_bytes),
       optimizer_(config.optim, parameters_),
+      uploader_(exec, config.train.micro_batch_size, config.data.seq_len),
+      reports_{StepReport(exec, micro_batches()), StepReport(exec, micro_batches())},
       checkpoints_(folder, config.checkpoint.keep),
       progress_(config.log.every) {}
 
 void Trainer::start(DataChange data_change) {
   folder_.warn_if_space_is_short(CheckpointStore::bytes(parameters_.parameter_count()));
-  log::info("{} parameters, {} in all\n{}", parameters_.parameter_count(),
-            byte_text(plan_.total_bytes()), optimizer_.describe());
+  log::info("{} parameters, {} in all, on {}\n{}", parameters_.parameter_count(),
+            byte_text(plan_.total_bytes()), describe(exec_), optimizer_.describe());
 
   const RunInputs inputs = make_run_inputs(config_, data_.train.manifest().fingerprint());
   if (auto resumed = checkpoints_.resume(inputs, data_change, parameters_)) {
@@ -135,94 +126,130 @@ RunEnd Trainer::run() {
   write_file_atomically(folder_.path() / "resolved_config.yaml", to_yaml(config_));
   write_file_atomically(folder_.path() / "version.txt", version_text("train"));
   const auto due = [&](std::int64_t every) { return every > 0 && state_.step % every == 0; };
+  // A GPU is given the next step before the numbers of this one are read.
+  const std::size_t ahead = is_cuda(exec_) ? 1 : 0;
   while (state_.step < config_.train.max_steps && !stop.received()) {
-    const double begin = now_s();
-    const StepResult result = step();
-    checkpoints_.remove_superseded();
-    const double step_s = now_s() - begin;
-    steps_s_ += step_s;
-    nlohmann::ordered_json line = metrics_of(result, step_s);
-    show(result, step_s);
+    launch_step();
     const bool last = state_.step == config_.train.max_steps;
-    if (data_.validation && (due(config_.eval.every) || (last && config_.eval.every > 0))) {
-      validate(line);
+    const bool validates =
+        data_.validation && (due(config_.eval.every) || (last && config_.eval.every > 0));
+    const bool saves = due(config_.checkpoint.every) || last;
+    if (!validates && !saves) {
+      finish_steps(ahead);
+      continue;
     }
+    finish_steps(1);
+    nlohmann::ordered_json line = finish_step();
+    if (validates) validate(line);
     metrics_->append(line);
-    if (due(config_.checkpoint.every) || last) save();
+    if (saves) save();
   }
+  finish_steps(0);
   if (state_.step < config_.train.max_steps) save();
   checkpoints_.remove_superseded();
   return {.step = state_.step,
           .signal = state_.step < config_.train.max_steps ? stop.received() : 0};
 }
 
-Trainer::StepResult Trainer::step() {
-  StepResult result;
-  const std::int64_t micro_batches =
-      config_.train.global_batch_size / config_.train.micro_batch_size;
-  const double share = 1.0 / static_cast<double>(micro_batches);
+void Trainer::launch_step() {
+  Step step{
+      .number = state_.step + 1,
+      .tokens = state_.tokens + tokens_per_step(),
+      .lr = learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps),
+      .report = &reports_[static_cast<std::size_t>(state_.step) % reports_.size()]};
+  step.report->begin();
   parameters_.begin_gradients();
-  for (std::int64_t i = 0; i < micro_batches; ++i) {
-    TokenBatch batch = loader_->next().value();
-    if (i == 0) result.epoch = batch.epoch;
-    result.data_wait_s += batch.wait_s;
+  for (std::int64_t i = 0; i < micro_batches(); ++i) {
+    const TokenBatch batch = loader_->next().value();
+    if (i == 0) step.epoch = batch.epoch;
+    step.data_wait_s += batch.wait_s;
     Tape tape(exec_, workspace_.arena(), parameters_.values(), &parameters_, TapeMode::kTrain);
     if (op_timer_) tape.set_timer(&*op_timer_);
     const LossVars losses =
-        model_.loss(tape, tensors_of(batch), config_.loss.z_loss, config_.train.recompute);
+        model_.loss(tape, uploader_.upload(batch), config_.loss.z_loss, config_.train.recompute);
     tape.backward();
-    result.loss += share * read_scalar(tape.value(losses.loss));
-    result.z_loss += share * config_.loss.z_loss * read_scalar(tape.value(losses.lse_squared));
+    step.report->add(i, tape.value(losses.loss), tape.value(losses.lse_squared));
   }
   parameters_.end_gradients();
-  require(
-      std::isfinite(result.loss), ErrorKind::kNumerics,
-      "step {}: the loss is {}; no parameter was updated and the checkpoints are as they were. If "
-      "the newest has diverged already, remove it to go on from the one before",
-      state_.step + 1, result.loss);
-  result.lr =
-      learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps);
-  const OpTimer::Scope scope(op_timer_ ? &*op_timer_ : nullptr, "optimizer", Pass::kForward);
-  result.grad_norm = optimizer_.step(exec_, result.lr, state_.step + 1, micro_batches);
-  ++state_.step;
+  {
+    const OpTimer::Scope scope(op_timer_ ? &*op_timer_ : nullptr, exec_, "optimizer",
+                               Pass::kForward);
+    step.report->end(optimizer_.step(step.lr, step.number, micro_batches()));
+  }
+  under_way_.push_back(step);
+  state_.step = step.number;
   state_.next_row += config_.train.global_batch_size;
-  state_.tokens += tokens_per_step();
-  return result;
+  state_.tokens = step.tokens;
+}
+
+nlohmann::ordered_json Trainer::finish_step() {
+  const Step step = under_way_.front();
+  under_way_.pop_front();
+  step.report->wait();
+  if (op_timer_) op_timer_->collect();
+  require(std::isfinite(step.report->loss()), ErrorKind::kNumerics,
+          "step {}: the loss is {}; the checkpoints are as they were. If the newest has diverged "
+          "already, remove it to go on from the one before",
+          step.number, step.report->loss());
+  if (!std::isfinite(step.report->gradient_norm())) {
+    optimizer_.fail_on_gradient(step.number, step.report->first_not_finite());
+  }
+  checkpoints_.remove_superseded();
+  const double step_s = step.report->seconds();
+  steps_s_ += step_s;
+  show(step, step_s);
+  return metrics_of(step, step_s);
+}
+
+void Trainer::finish_steps(std::size_t left) {
+  while (under_way_.size() > left) metrics_->append(finish_step());
 }
 
 std::string Trainer::profile() const { return to_text(op_timer_.value(), steps_s_); }
 
-nlohmann::ordered_json Trainer::metrics_of(const StepResult& result, double step_s) const {
-  return {{"step", state_.step},
-          {"train/loss", result.loss},
-          {"train/z_loss", result.z_loss},
-          {"train/grad_norm", result.grad_norm},
-          {"train/lr", result.lr},
-          {"train/tokens", state_.tokens},
-          {"train/epoch", result.epoch},
-          {"perf/tokens_per_second", static_cast<double>(tokens_per_step()) / step_s},
-          {"perf/step_s", step_s},
-          {"perf/data_wait_s", result.data_wait_s},
-          {"mem/max_allocated_gib", static_cast<double>(plan_.total_bytes()) / (1 << 30)}};
+nlohmann::ordered_json Trainer::metrics_of(const Step& step, double step_s) const {
+  const double tokens_per_second = static_cast<double>(tokens_per_step()) / step_s;
+  nlohmann::ordered_json line = {
+      {"step", step.number},
+      {"train/loss", step.report->loss()},
+      {"train/z_loss", config_.loss.z_loss * step.report->lse_squared()},
+      {"train/grad_norm", step.report->gradient_norm() / static_cast<double>(micro_batches())},
+      {"train/lr", step.lr},
+      {"train/tokens", step.tokens},
+      {"train/epoch", step.epoch},
+      {"perf/tokens_per_second", tokens_per_second},
+      {"perf/step_s", step_s},
+      {"perf/data_wait_s", step.data_wait_s},
+      {"mem/max_allocated_gib", static_cast<double>(plan_.total_bytes()) / (1 << 30)}};
+  if (const double share = share_of_peak(tokens_per_second)) line["perf/mfu"] = share;
+  return line;
 }
 
-void Trainer::show(const StepResult& result, double step_s) {
+double Trainer::share_of_peak(double tokens_per_second) const {
+  const double peak = peak_flops(exec_, parameters_.activations());
+  return peak > 0 ? 3 * forward_flops_per_token(config_.model) * tokens_per_second / peak : 0;
+}
+
+void Trainer::show(const Step& step, double step_s) {
   mean_step_s_ = mean_step_s_ == 0 ? step_s : 0.9 * mean_step_s_ + 0.1 * step_s;
+  const double tokens_per_second = static_cast<double>(tokens_per_step()) / mean_step_s_;
   progress_.show(
-      {.step = state_.step,
+      {.step = step.number,
        .max_steps = config_.train.max_steps,
-       .loss = result.loss,
-       .lr = result.lr,
-       .grad_norm = result.grad_norm,
-       .tokens_per_second = static_cast<double>(tokens_per_step()) / mean_step_s_,
-       .eta_s = mean_step_s_ * static_cast<double>(config_.train.max_steps - state_.step)});
+       .loss = step.report->loss(),
+       .lr = step.lr,
+       .grad_norm = step.report->gradient_norm() / static_cast<double>(micro_batches()),
+       .tokens_per_second = tokens_per_second,
+       .share_of_peak = share_of_peak(tokens_per_second),
+       .memory = is_cuda(exec_) ? byte_text(plan_.total_bytes()) : "",
+       .eta_s = mean_step_s_ * static_cast<double>(config_.train.max_steps - step.number)});
 }
 
 void Trainer::validate(nlohmann::ordered_json& line) {
   const Evaluation result = evaluate(
-      model_, parameters_.values(), *data_.validation,
-      {.rows_per_batch = config_.train.micro_batch_size, .max_rows = config_.eval.max_rows}, exec_,
-      workspace_.arena());
+      model_, parameters_, *data_.validation,
+      {.rows_per_batch = config_.train.micro_batch_size, .max_rows = config_.eval.max_rows},
+      uploader_, workspace_.arena());
   line["eval/loss"] = result.loss;
   line["eval/ppl"] = result.perplexity();
   if (result.bits_per_byte) line["eval/bits_per_byte"] = *result.bits_per_byte;
@@ -243,7 +270,9 @@ void Trainer::prepare_samples() {
     sample_prompt_.clear();
     return;
   }
-  if (!sample_prompt_.empty()) generator_.emplace(model_, parameters_.values(), exec_);
+  if (!sample_prompt_.empty()) {
+    generator_.emplace(model_, parameters_, workspace_.arena());
+  }
 }
 
 void Trainer::say_sample() {
@@ -259,14 +288,8 @@ void Trainer::say_sample() {
 
 void Trainer::save() {
   // An update can make the weights useless without making the loss before it look so.
-  const bool finite = std::visit(
-      [&](auto& backend) {
-        return std::isfinite(global_norm(backend, parameters_.flat_values())) &&
-               std::isfinite(global_norm(backend, parameters_.flat_exp_avg_sq()));
-      },
-      exec_);
   require(
-      finite, ErrorKind::kNumerics,
+      optimizer_.values_are_finite(), ErrorKind::kNumerics,
       "step {}: the weights or the moments are not finite any more; they were not saved, earlier "
       "checkpoints are intact",
       state_.step);

@@ -1,4 +1,6 @@
 #pragma once
+#include <array>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,10 +13,13 @@
 #include "train/config/config.h"
 #include "train/evaluator.h"
 #include "train/generator.h"
+#include "train/memory_plan.h"
 #include "train/metrics_log.h"
 #include "train/model/mamba_lm.h"
 #include "train/optim/optimizer.h"
 #include "train/progress.h"
+#include "train/step_report.h"
+#include "train/token_tensors.h"
 #include "train/workspace.h"
 
 namespace jiboia {
@@ -56,18 +61,32 @@ class Trainer {
   void measure_ops() { op_timer_.emplace(); }
 
  private:
-  struct StepResult {
-    double loss = 0, z_loss = 0, grad_norm = 0, lr = 0, epoch = 0, data_wait_s = 0;
+  /// A step that the exec was asked for, and what the host knows of it.
+  struct Step {
+    std::int64_t number = 0;  ///< from 1
+    std::int64_t tokens = 0;  ///< of all steps so far
+    double lr = 0, epoch = 0, data_wait_s = 0;
+    StepReport* report = nullptr;
   };
 
-  StepResult step();
-  nlohmann::ordered_json metrics_of(const StepResult& result, double step_s) const;
+  /// Asks for the next step.
+  void launch_step();
+  /// Reads the oldest step that is under way. Errors: Numerics.
+  nlohmann::ordered_json finish_step();
+  /// Reads and logs steps until no more than `left` are under way.
+  void finish_steps(std::size_t left);
+  nlohmann::ordered_json metrics_of(const Step& step, double step_s) const;
   void validate(nlohmann::ordered_json& line);
   void load_first_weights();
   void prepare_samples();
   void say_sample();
   void save();
-  void show(const StepResult& result, double step_s);
+  void show(const Step& step, double step_s);
+  /// Share of the GPU's peak that the model's own FLOPs take; 0 when the peak is not known.
+  double share_of_peak(double tokens_per_second) const;
+  std::int64_t micro_batches() const {
+    return config_.train.global_batch_size / config_.train.micro_batch_size;
+  }
   std::int64_t tokens_per_step() const {
     return config_.train.global_batch_size * config_.data.seq_len;
   }
@@ -81,6 +100,9 @@ class Trainer {
   ParameterStore parameters_;
   Workspace workspace_;
   Optimizer optimizer_;
+  TokenUploader uploader_;
+  std::array<StepReport, 2> reports_;
+  std::deque<Step> under_way_;  // oldest first, at most one for each report
   CheckpointStore checkpoints_;
   std::vector<std::int32_t> sample_prompt_;  // empty: no samples
   std::optional<Generator> generator_;

@@ -1,22 +1,19 @@
 #pragma once
-#include <algorithm>
-
 #include "core/arena.h"
-#include "core/buffer.h"
-#include "train/memory_plan.h"
+#include "core/memory.h"
 
 namespace jiboia {
 
 /// The one allocation that all tapes of a program work in.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t bytes)
-      : memory_(bytes, "activations, gradients of activations and scratch"),
+  Workspace(Exec& exec, std::int64_t bytes)
+      : memory_(allocate(exec, bytes, "activations, gradients of activations and scratch")),
         arena_(memory_.data(), bytes) {}
   Arena& arena() { return arena_; }
 
  private:
-  HostBuffer memory_;
+  Buffer memory_;
   Arena arena_;
 };
 

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "core/buffer.h"
+#include "core/memory.h"
 #include "kernels/add_rms_norm/add_rms_norm.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/linear/linear.h"
@@ -83,7 +84,7 @@ struct Graph {
     const auto loss = tape.apply_loss<CrossEntropy>(
         {.x = second.sum, .weight = p(0), .targets = tape.constant(targets.tensor())},
         {.z_loss = 0.1});
-    const double result = tape.measuring() ? 0 : read_scalar(tape.value(loss.loss));
+    const double result = tape.measuring() ? 0 : read_scalar(tape.exec(), tape.value(loss.loss));
     return result;
   }
 };

@@ -24,7 +24,8 @@ int bench(const Arguments& arguments) {
   config = resolved(config);
   Exec exec = CpuExec(arguments.threads);
   const MambaLm model(config);
-  ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
+                            StoreContents::kValuesAndTraining);
   initialise(parameters, 1);
   Optimizer optimizer({.lr = 1e-3}, parameters);
   RunConfig run;
@@ -32,7 +33,8 @@ int bench(const Arguments& arguments) {
   run.train.micro_batch_size = arguments.rows;
   run.data.seq_len = arguments.seq_len;
   const MemoryPlan plan = plan_memory(run, model, exec);
-  Workspace workspace(plan.arena_bytes);
+  Workspace workspace(exec, plan.arena_bytes);
+  TokenUploader uploader(exec, arguments.rows, arguments.seq_len);
   TokenBatch batch = test::random_batch(config, arguments.rows, arguments.seq_len);
 
   OpTimer timer;
@@ -43,14 +45,14 @@ int bench(const Arguments& arguments) {
     {
       Tape tape(exec, workspace.arena(), parameters.values(), &parameters, TapeMode::kTrain);
       if (step >= arguments.warmup) tape.set_timer(&timer);
-      model.loss(tape, tensors_of(batch), 1e-4, Recompute::kNone);
+      model.loss(tape, uploader.upload(batch), 1e-4, Recompute::kNone);
       tape.backward();
     }
     parameters.end_gradients();
     {
-      const OpTimer::Scope scope(step >= arguments.warmup ? &timer : nullptr, "optimizer",
+      const OpTimer::Scope scope(step >= arguments.warmup ? &timer : nullptr, exec, "optimizer",
                                  Pass::kForward);
-      optimizer.step(exec, 1e-3, step + 1, 1);
+      optimizer.step(1e-3, step + 1, 1);
     }
     if (step < arguments.warmup) continue;
     seconds.push_back(

@@ -45,13 +45,14 @@ struct LossRun {
   double loss = 0;
   std::int64_t planned_bytes = 0, peak_bytes = 0, live_blocks = 0;
 };
-inline LossRun run_loss(const MambaLm& model, ParameterStore& parameters, TokenBatch& batch,
+inline LossRun run_loss(const MambaLm& model, ParameterStore& parameters, const TokenBatch& batch,
                         double z_loss, Recompute recompute, Exec& exec) {
-  const TokenTensors tensors = tensors_of(batch);
+  TokenUploader uploader(exec, batch.rows, batch.seq_len);
+  const TokenTensors tensors = uploader.upload(batch);
   LossRun result;
   {
     Arena measuring;
-    const auto planned = planned_parameters(model, parameters.dtype());
+    const auto planned = planned_parameters(model, parameters.dtype(), parameters.activations());
     {
       Tape tape(exec, measuring, planned, nullptr, TapeMode::kTrain);
       model.loss(tape, planned_tokens(batch.rows, batch.seq_len, !batch.document_start.empty()),
@@ -60,13 +61,13 @@ inline LossRun run_loss(const MambaLm& model, ParameterStore& parameters, TokenB
     }
     result.planned_bytes = measuring.peak_bytes();
   }
-  Workspace workspace(result.planned_bytes);
+  Workspace workspace(exec, result.planned_bytes);
   parameters.begin_gradients();
   {
     Tape tape(exec, workspace.arena(), parameters.values(), &parameters, TapeMode::kTrain);
     const LossVars losses = model.loss(tape, tensors, z_loss, recompute);
     tape.backward();
-    result.loss = read_scalar(tape.value(losses.loss));
+    result.loss = read_scalar(exec, tape.value(losses.loss));
     result.live_blocks = workspace.arena().live_blocks();
   }
   parameters.end_gradients();

@@ -298,7 +298,7 @@ TEST_F(CheckpointTest, RefusesTensorsOfAnotherModel) {
   specs[3].shape = {45};
   specs[3].file_shape = {45};
   specs[4].name = "backbone.norm_g.weight";
-  ParameterStore other(specs, Dtype::kF32, StoreContents::kValuesAndTraining);
+  ParameterStore other(test_exec(), specs, Dtype::kF32, StoreContents::kValuesAndTraining);
   const RunFolder run(output_);
   CheckpointStore store(run, 0);
   try {

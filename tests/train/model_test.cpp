@@ -44,7 +44,8 @@ TEST(MambaLm, GradientsEqualFiniteDifferences) {
   Exec exec = CpuExec(2);
   for (const ModelConfig& config : variants()) {
     const MambaLm model(config);
-    ParameterStore parameters(model.parameters(), Dtype::kF64, StoreContents::kValuesAndTraining);
+    ParameterStore parameters(exec, model.parameters(), Dtype::kF64,
+                              StoreContents::kValuesAndTraining);
     randomise(parameters);
     TokenBatch batch = random_batch(config, 2, 21);
     batch.document_start.assign(42, 0);
@@ -75,7 +76,8 @@ TEST(MambaLm, DryRunPlansExactlyTheMemoryThatIsUsed) {
   for (const ModelConfig& config : variants()) {
     for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
       const MambaLm model(config);
-      ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
+      ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
+                                StoreContents::kValuesAndTraining);
       initialise(parameters, 1);
       TokenBatch batch = random_batch(config, 2, 50);
       const LossRun run = run_loss(model, parameters, batch, 0, recompute, exec);
@@ -90,7 +92,8 @@ TEST(MambaLm, RecomputeGivesTheSameBitsInLessMemory) {
   ModelConfig config = tiny_config();
   config.num_hidden_layers = 4;
   const MambaLm model(config);
-  ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
+                            StoreContents::kValuesAndTraining);
   initialise(parameters, 1);
   TokenBatch batch = random_batch(config, 3, 70);
   const LossRun kept = run_loss(model, parameters, batch, 1e-4, Recompute::kNone, exec);
@@ -106,7 +109,8 @@ TEST(MambaLm, BitsDoNotDependOnThreads) {
   for (int threads : {1, 2, 3}) {
     Exec exec = CpuExec(threads);
     const MambaLm model(tiny_config());
-    ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining);
+    ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
+                              StoreContents::kValuesAndTraining);
     initialise(parameters, 1);
     TokenBatch batch = random_batch(tiny_config(), 5, 90);
     run_loss(model, parameters, batch, 1e-4, Recompute::kNone, exec);
@@ -120,7 +124,8 @@ TEST(MambaLm, PackedDocumentsEqualSeparateOnes) {
   Exec exec = CpuExec(1);
   const ModelConfig config = tiny_config();
   const MambaLm model(config);
-  ParameterStore parameters(model.parameters(), Dtype::kF64, StoreContents::kValuesAndTraining);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF64,
+                            StoreContents::kValuesAndTraining);
   randomise(parameters);
   // Two documents of 17 tokens, packed into one row and as two rows.
   TokenBatch separate = random_batch(config, 2, 17);
@@ -142,10 +147,10 @@ TEST(MambaLm, RecurrentPiecesGiveTheLogitsOfTheWhole) {
   Exec exec = CpuExec(1);
   for (const ModelConfig& config : variants()) {
     const MambaLm model(config);
-    ParameterStore parameters(model.parameters(), Dtype::kF64, StoreContents::kValues);
+    ParameterStore parameters(exec, model.parameters(), Dtype::kF64, StoreContents::kValues);
     randomise(parameters);
     TokenBatch batch = random_batch(config, 1, 40);
-    Workspace workspace(1 << 20);
+    Workspace workspace(exec, 1 << 20);
     const auto logits_of = [&](std::int64_t begin, std::int64_t count, RecurrentState* state) {
       Tape tape(exec, workspace.arena(), parameters.values(), nullptr, TapeMode::kEvaluate);
       const Tensor tokens(Spec(Dtype::kI32, {1, count}), batch.tokens.data() + begin);
@@ -154,7 +159,9 @@ TEST(MambaLm, RecurrentPiecesGiveTheLogitsOfTheWhole) {
       return std::vector<double>(logits.as<double>(), logits.as<double>() + logits.size());
     };
     const std::vector<double> whole = logits_of(0, 40, nullptr);
-    RecurrentState state(config, 1, Dtype::kF64);
+    const Buffer memory =
+        allocate(exec, RecurrentState::bytes(config, 1, Dtype::kF64), "the state of a test");
+    RecurrentState state(config, 1, Dtype::kF64, memory.data());
     std::vector<double> pieces;
     std::int64_t begin = 0;
     for (std::int64_t count : {1, 1, 17, 2, 16, 3}) {
@@ -207,12 +214,13 @@ Moments moments_of(const ParameterStore& parameters, const std::string& name) {
 }
 
 ParameterStore initialised(Initialisation initialisation) {
+  static Exec exec = CpuExec(1);
   ModelConfig config = model_defaults(initialisation);
   config.vocab_size = 500;
   config.hidden_size = 64;
   config.num_hidden_layers = 4;
   const MambaLm model(resolved(config));
-  ParameterStore parameters(model.parameters(), Dtype::kF32, StoreContents::kValues);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF32, StoreContents::kValues);
   initialise(parameters, 1);
   return parameters;
 }

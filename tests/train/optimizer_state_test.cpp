@@ -20,8 +20,8 @@ using testing::HasSubstr;
 
 TEST(OptimizerStateTest, RanksOwnSlicesOfWholeUnits) {
   constexpr std::int64_t kUnit = ParameterStore::kShardUnit;
-  const ParameterStore store({{"w", {5 * kUnit - 1}, {5 * kUnit - 1}, {}, true}}, Dtype::kF32,
-                             StoreContents::kValues);
+  const ParameterStore store(test_exec(), {{"w", {5 * kUnit - 1}, {5 * kUnit - 1}, {}, true}},
+                             Dtype::kF32, StoreContents::kValues);
   const auto units = [&](int count) {
     std::vector<std::int64_t> result;
     std::int64_t next = 0;
@@ -80,7 +80,7 @@ TEST(OptimizerStateTest, AnyNumberOfRanksCanBeLoaded) {
 
 TEST(OptimizerStateTest, MomentsMustCoverEveryElementOnce) {
   TemporaryFolder folder;
-  ParameterStore store({{"w", {10}, {10}, {}, true}}, Dtype::kF32,
+  ParameterStore store(test_exec(), {{"w", {10}, {10}, {}, true}}, Dtype::kF32,
                        StoreContents::kValuesAndTraining);
   const SaveId save_id{"run", 7};
   write_optimizer_state(folder.path(), store, {}, save_id);

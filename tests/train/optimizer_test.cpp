@@ -19,16 +19,21 @@ void fill(const Tensor& tensor, float value) {
 
 struct Fixture {
   explicit Fixture(const OptimConfig& config)
-      : store(two_parameters(), Dtype::kF32, StoreContents::kValuesAndTraining),
+      : store(exec, two_parameters(), Dtype::kF32, StoreContents::kValuesAndTraining),
         optimizer(config, store) {
     for (std::size_t i : {0, 1}) {
       fill(store.value(i), 2);
       fill(store.gradient(i), 1);
     }
   }
+  /// One update; the norm of the mean gradient.
+  double step(double lr, std::int64_t update, std::int64_t micro_batches) {
+    const auto findings = optimizer.step(lr, update, micro_batches);
+    return read_scalar(exec, findings.gradient_norm) / static_cast<double>(micro_batches);
+  }
+  Exec exec = CpuExec(2);
   ParameterStore store;
   Optimizer optimizer;
-  Exec exec = CpuExec(2);
 };
 
 TEST(Optimizer, DecaysMatricesOnlyUnlessToldToDecayAll) {
@@ -37,7 +42,7 @@ TEST(Optimizer, DecaysMatricesOnlyUnlessToldToDecayAll) {
   EXPECT_EQ(some.optimizer.groups()[0].elements, 150);
   EXPECT_EQ(some.optimizer.groups()[1].elements, 7);
   fill(some.store.flat_gradients(), 0);
-  some.optimizer.step(some.exec, 0.1, 1, 1);
+  some.step(0.1, 1, 1);
   EXPECT_FLOAT_EQ(some.store.value(0).as<float>()[149], 2 * (1 - 0.1f * 0.5f));
   EXPECT_EQ(some.store.value(1).as<float>()[6], 2);
 
@@ -53,7 +58,7 @@ TEST(Optimizer, ClipsTheMeanGradientByItsGlobalNorm) {
   const double norm = std::sqrt(157.0) / 4;
   for (double clip : {0.0, 0.5, 100.0}) {
     Fixture f({.lr = 0.1, .weight_decay = 0, .grad_clip = clip});
-    EXPECT_NEAR(f.optimizer.step(f.exec, 0.1, 1, 4), norm, 1e-12);
+    EXPECT_NEAR(f.step(0.1, 1, 4), norm, 1e-12);
     const double factor = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
     EXPECT_NEAR(f.store.exp_avg(0).as<float>()[0], 0.1 * 0.25 * factor, 1e-7);
   }
@@ -63,8 +68,10 @@ TEST(Optimizer, AGradientThatIsNotFiniteUpdatesNothingAndIsNamed) {
   for (float bad : {std::nanf(""), INFINITY}) {
     Fixture f({.lr = 0.1});
     f.store.gradient(1).as<float>()[3] = bad;
+    const auto findings = f.optimizer.step(0.1, 17, 1);
+    EXPECT_FALSE(std::isfinite(read_scalar(f.exec, findings.gradient_norm)));
     try {
-      f.optimizer.step(f.exec, 0.1, 17, 1);
+      f.optimizer.fail_on_gradient(17, *findings.first_not_finite.as<std::int64_t>());
       FAIL();
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kNumerics);
@@ -79,7 +86,7 @@ TEST(Optimizer, AGradientThatIsNotFiniteUpdatesNothingAndIsNamed) {
 TEST(Optimizer, ZeroGradientsDivideByNothing) {
   Fixture f({.lr = 0.1, .weight_decay = 0});
   fill(f.store.flat_gradients(), 0);
-  EXPECT_EQ(f.optimizer.step(f.exec, 0.1, 1, 1), 0);
+  EXPECT_EQ(f.step(0.1, 1, 1), 0);
   EXPECT_EQ(f.store.value(0).as<float>()[0], 2);
 }
 

@@ -24,10 +24,16 @@ inline ModelConfig tiny_store_config() {
   return resolved({.vocab_size = 29, .hidden_size = 23, .num_hidden_layers = 1, .state_size = 5});
 }
 
+/// Where the tests' stores are.
+inline Exec& test_exec() {
+  static Exec exec = CpuExec(1);
+  return exec;
+}
+
 /// A store whose values and moments are told apart by `seed`, no two of them equal.
 inline ParameterStore filled_store(std::vector<ParameterSpec> specs, int seed,
                                    Dtype dtype = Dtype::kF32) {
-  ParameterStore store(std::move(specs), dtype, StoreContents::kValuesAndTraining);
+  ParameterStore store(test_exec(), std::move(specs), dtype, StoreContents::kValuesAndTraining);
   visit_float(dtype, [&]<class T>() {
     double next = seed + 1.0 / 3;  // not exact in either type
     for (std::size_t i = 0; i < store.count(); ++i)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/host_access.h"
 #include "core/log.h"
 
 namespace jiboia {
@@ -110,13 +111,15 @@ void ModelWeights::check_tied_head(const std::string& head, const std::string& e
 void load_model_weights(const std::filesystem::path& folder_or_file, ParameterStore& store,
                         ExtraTensors extra) {
   ModelWeights weights(folder_or_file, store.specs(), extra);
+  HostAccess host(store.exec());
   visit_float(store.dtype(), [&]<class T>() {
     for (std::size_t i = 0; i < store.count(); ++i) {
-      const Tensor value = store.value(i);
-      weights.read(store.spec(i).name, 0,
-                   std::span(value.as<T>(), static_cast<std::size_t>(value.size())));
+      host.write<T>(store.value(i), [&](std::int64_t first, std::span<T> piece) {
+        weights.read(store.spec(i).name, first, piece);
+      });
     }
   });
+  store.round_values();
   weights.warn_about_non_finite();
 }
 
@@ -125,14 +128,14 @@ std::vector<WrittenFile> write_model_weights(const std::filesystem::path& folder
                                              std::int64_t max_shard_bytes) {
   require(store.dtype() == Dtype::kF32, ErrorKind::kUnsupported,
           "only f32 parameters can be saved, these are {}", to_string(store.dtype()));
+  HostAccess host(store.exec());
   std::map<std::string, Tensor> values;
   for (std::size_t i = 0; i < store.count(); ++i) values[store.spec(i).name] = store.value(i);
   return write_weights_folder(
       folder, tensors_of(store.specs(), Dtype::kF32), max_shard_bytes,
       [&](const TensorInfo& tensor, SafetensorsWriter& writer) {
-        writer.write(tensor.name,
-                     std::span<const float>(values.at(tensor.name).as<float>(),
-                                            static_cast<std::size_t>(tensor.elements())));
+        host.read<float>(values.at(tensor.name),
+                         [&](std::span<const float> piece) { writer.write(tensor.name, piece); });
       });
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/error.h"
+#include "core/host_access.h"
 #include "data/safetensors.h"
 #include "train/checkpoint/manifest.h"
 
@@ -21,7 +22,7 @@ constexpr const char* kSecondMoment = "exp_avg_sq";
 /// A part of a parameter's moment, under its name in files.
 struct Piece {
   std::string name;
-  std::span<const float> values;
+  Tensor values;
 };
 
 std::map<std::string, std::string> metadata(Rank rank, const SaveId& save) {
@@ -43,7 +44,7 @@ std::vector<Piece> pieces_within(const ParameterStore& store, const FlatRange& s
     if (begin == end) continue;
     const auto add = [&](const char* moment, const Tensor& tensor) {
       pieces.push_back({fmt::format("{}/{}[{}:{}]", moment, store.spec(i).name, begin, end),
-                        {tensor.as<float>() + begin, tensor.as<float>() + end}});
+                        Tensor(Spec(Dtype::kF32, {end - begin}), tensor.as<float>() + begin)});
     };
     add(kFirstMoment, store.exp_avg(i));
     add(kSecondMoment, store.exp_avg_sq(i));
@@ -117,11 +118,12 @@ std::map<std::string, std::vector<StoredPiece>> index_pieces(
   return pieces;
 }
 
-void read_piece(const StoredPiece& piece, const Tensor& moment) {
+void read_piece(const StoredPiece& piece, const Tensor& moment, HostAccess& host) {
   visit_float(moment.dtype, [&]<class T>() {
-    piece.file->read(
-        *piece.entry, 0,
-        std::span(moment.as<T>() + piece.begin, static_cast<std::size_t>(piece.entry->elements)));
+    const Tensor to(Spec(moment.dtype, {piece.entry->elements}), moment.as<T>() + piece.begin);
+    host.write<T>(to, [&](std::int64_t first, std::span<T> part) {
+      piece.file->read(*piece.entry, first, part);
+    });
   });
 }
 
@@ -138,14 +140,18 @@ FileDigest write_optimizer_state(const fs::path& folder, const ParameterStore& s
           to_string(store.dtype()));
   const std::vector<Piece> pieces = pieces_within(store, store.slice(rank));
   std::vector<TensorInfo> tensors;
-  std::map<std::string, std::span<const float>> values;
+  std::map<std::string, Tensor> values;
   for (const Piece& piece : pieces) {
-    tensors.push_back({piece.name, Dtype::kF32, {std::ssize(piece.values)}});
+    tensors.push_back({piece.name, Dtype::kF32, {piece.values.size()}});
     values[piece.name] = piece.values;
   }
   SafetensorsWriter writer(folder / optimizer_file_name(rank), std::move(tensors),
                            metadata(rank, save));
-  for (const TensorInfo& tensor : writer.order()) writer.write(tensor.name, values.at(tensor.name));
+  HostAccess host(store.exec());
+  for (const TensorInfo& tensor : writer.order()) {
+    host.read<float>(values.at(tensor.name),
+                     [&](std::span<const float> part) { writer.write(tensor.name, part); });
+  }
   return writer.commit();
 }
 
@@ -153,13 +159,14 @@ void load_optimizer_state(const fs::path& folder, ParameterStore& store, const S
   const std::vector<SafetensorsFile> files = open_all_ranks(folder, save);
   std::vector<std::string> problems;
   auto pieces = index_pieces(files, problems);
+  HostAccess host(store.exec());
 
   const auto load = [&](const std::string& name, const Tensor& moment) {
     std::int64_t next = 0;
     if (const auto found = pieces.extract(name)) {
       for (const StoredPiece& piece : found.mapped()) {
         if (piece.begin != next || piece.end > moment.size()) break;
-        read_piece(piece, moment);
+        read_piece(piece, moment, host);
         next = piece.end;
       }
     }

@@ -9,19 +9,11 @@
 
 #include "autograd/recompute.h"
 #include "train/config/option.h"
+#include "train/device.h"
 #include "train/model/model_config.h"
 #include "train/optim/lr_schedule.h"
 
 namespace jiboia {
-
-enum class DeviceChoice { kAuto, kCpu, kCuda };
-template <>
-inline constexpr std::array kEnumNames<DeviceChoice>{"auto", "cpu", "cuda"};
-
-/// What the GPU computes in; weights, moments and sums stay fp32.
-enum class Precision { kFp32, kBf16 };
-template <>
-inline constexpr std::array kEnumNames<Precision>{"fp32", "bf16"};
 
 template <>
 inline constexpr std::array kEnumNames<Recompute>{"none", "block"};

@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/host_access.h"
 #include "core/rng.h"
+#include "kernels/cpu_tiles.h"
 
 namespace jiboia {
 namespace {
+
+constexpr std::int64_t kGrain = 1 << 14;  // elements that a thread draws at a time
 
 double draw(const Initializer& how, const Philox& random, std::int64_t i, std::int64_t columns) {
   const auto counter = static_cast<std::uint64_t>(i);
@@ -28,17 +32,26 @@ double draw(const Initializer& how, const Philox& random, std::int64_t i, std::i
 }  // namespace
 
 void initialise(ParameterStore& parameters, std::uint64_t seed) {
+  // Drawn by the host whatever the exec, so that CPU and GPU start with the same bits.
+  CpuExec cpu;
+  HostAccess host(parameters.exec());
   for (std::size_t p = 0; p < parameters.count(); ++p) {
     const Tensor value = parameters.value(p);
     const Initializer& how = parameters.spec(p).initializer;
     const Philox random(seed, RandomPurpose::kInitialisation, static_cast<std::uint32_t>(p));
     visit_float(value.dtype, [&]<class T>() {
-      T* to = value.as<T>();
-      for (std::int64_t i = 0; i < value.size(); ++i) {
-        to[i] = static_cast<T>(draw(how, random, i, value.columns()));
-      }
+      host.write<T>(value, [&](std::int64_t first, std::span<T> to) {
+        const auto size = static_cast<std::int64_t>(to.size());
+        parallel_ranges(cpu, size, kGrain, [&](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t i = begin; i < end; ++i) {
+            to[static_cast<std::size_t>(i)] =
+                static_cast<T>(draw(how, random, first + i, value.columns()));
+          }
+        });
+      });
     });
   }
+  parameters.round_values();
 }
 
 }  // namespace jiboia

@@ -12,6 +12,7 @@ namespace jiboia {
 namespace {
 
 using Kind = Initializer::Kind;
+using enum ParameterRole;
 
 /// PyTorch's default for a linear layer or a convolution with `fan_in` inputs per output.
 Initializer uniform_for(std::int64_t fan_in) {
@@ -24,10 +25,11 @@ class Declarer {
       : specs_(specs), prefix_(std::move(prefix)) {}
 
   ParameterId operator()(const std::string& name, const Shape& shape,
-                         const Initializer& initializer, bool decays) {
+                         const Initializer& initializer, ParameterRole role) {
     std::vector<std::int64_t> file_shape;
     for (int i = 0; i < shape.rank(); ++i) file_shape.push_back(shape[i]);
-    specs_.push_back({prefix_ + name, shape, file_shape, initializer, decays});
+    specs_.push_back(
+        {prefix_ + name, shape, file_shape, initializer, decays(role), full_precision(role)});
     return static_cast<ParameterId>(specs_.size() - 1);
   }
   ParameterSpec& last() { return specs_.back(); }
@@ -61,23 +63,23 @@ MambaBlock::MambaBlock(const ModelConfig& config, std::int64_t layer,
                             config.time_step_floor};
 
   Declarer declare(specs, fmt::format("backbone.layers.{}.", layer));
-  norm_ = declare("norm.weight", {E}, one, false);
-  in_proj_ =
-      declare("mixer.in_proj.weight", {2 * D, E}, normal_linears ? normal : uniform_for(E), true);
-  if (config.use_bias) in_proj_bias_ = declare("mixer.in_proj.bias", {2 * D}, zero, false);
-  conv_weight_ = declare("mixer.conv1d.weight", {D, W}, uniform_for(W), true);
+  norm_ = declare("norm.weight", {E}, one, kOther);
+  in_proj_ = declare("mixer.in_proj.weight", {2 * D, E}, normal_linears ? normal : uniform_for(E),
+                     kMatrix);
+  if (config.use_bias) in_proj_bias_ = declare("mixer.in_proj.bias", {2 * D}, zero, kOther);
+  conv_weight_ = declare("mixer.conv1d.weight", {D, W}, uniform_for(W), kFilter);
   declare.last().file_shape = {D, 1, W};
   if (config.use_conv_bias) {
-    conv_bias_ = declare("mixer.conv1d.bias", {D}, normal_linears ? zero : uniform_for(W), false);
+    conv_bias_ = declare("mixer.conv1d.bias", {D}, normal_linears ? zero : uniform_for(W), kOther);
   }
   x_proj_ = declare("mixer.x_proj.weight", {R + 2 * N, D}, normal_linears ? normal : uniform_for(D),
-                    true);
-  dt_proj_ = declare("mixer.dt_proj.weight", {D, R}, dt_proj, true);
-  dt_bias_ = declare("mixer.dt_proj.bias", {D}, dt_bias, false);
-  a_log_ = declare("mixer.A_log", {D, N}, {Kind::kLogStates}, false);
-  d_skip_ = declare("mixer.D", {D}, one, false);
-  out_proj_ = declare("mixer.out_proj.weight", {E, D}, out_proj, true);
-  if (config.use_bias) out_proj_bias_ = declare("mixer.out_proj.bias", {E}, zero, false);
+                    kMatrix);
+  dt_proj_ = declare("mixer.dt_proj.weight", {D, R}, dt_proj, kMatrix);
+  dt_bias_ = declare("mixer.dt_proj.bias", {D}, dt_bias, kOther);
+  a_log_ = declare("mixer.A_log", {D, N}, {Kind::kLogStates}, kOther);
+  d_skip_ = declare("mixer.D", {D}, one, kOther);
+  out_proj_ = declare("mixer.out_proj.weight", {E, D}, out_proj, kMatrix);
+  if (config.use_bias) out_proj_bias_ = declare("mixer.out_proj.bias", {E}, zero, kOther);
 }
 
 BlockState MambaBlock::run(Tape& tape, const MambaBlock& block, const BlockState& in) {
@@ -101,7 +103,8 @@ BlockState MambaBlock::run_block(Tape& tape, const MambaBlock& block, const Bloc
 
   const auto norm = tape.apply<AddRmsNorm>(
       {.residual = in.residual, .update = in.update, .weight = weight(block.norm_)},
-      {.eps = config.layer_norm_epsilon});
+      {.eps = config.layer_norm_epsilon,
+       .activations = activations_beside(weight(block.in_proj_).dtype)});
   if (in.update) tape.release(in.residual);
   tape.release(in.update);
 
@@ -136,8 +139,9 @@ BlockState MambaBlock::run_block(Tape& tape, const MambaBlock& block, const Bloc
        .document_start = in.document_start,
        .initial_state = state ? tape.constant(state->scan_state) : Var()},
       {.final_state = state ? FinalState::kReturn : FinalState::kDiscard});
-  if (state && !tape.measuring())
+  if (state && !tape.measuring()) {
     copy(tape.exec(), tape.value(scan.final_state), state->scan_state);
+  }
   for (const Var& read : {u, dt, dt_b_c, xz, scan.states, scan.final_state}) tape.release(read);
 
   const Var update = tape.apply<Linear>({.x = scan.y,

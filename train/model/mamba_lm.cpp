@@ -15,19 +15,23 @@ MambaLm::MambaLm(const ModelConfig& config) : config_(config) {
   const Initializer normal{Kind::kNormal, config.initializer_range};
   const auto declare = [&](const char* name, const Shape& shape,
                            std::vector<std::int64_t> file_shape, const Initializer& initializer,
-                           bool decays) {
-    specs_.push_back({name, shape, std::move(file_shape), initializer, decays});
+                           ParameterRole role) {
+    specs_.push_back(
+        {name, shape, std::move(file_shape), initializer, decays(role), full_precision(role)});
     return static_cast<ParameterId>(specs_.size() - 1);
   };
 
-  embedding_ = declare("backbone.embeddings.weight", {V, E}, {V, E}, normal, true);
+  embedding_ =
+      declare("backbone.embeddings.weight", {V, E}, {V, E}, normal, ParameterRole::kMatrix);
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i)
     blocks_.emplace_back(config, i, specs_);
-  norm_f_ = declare("backbone.norm_f.weight", {E}, {E}, {Kind::kConstant, 1}, false);
+  norm_f_ =
+      declare("backbone.norm_f.weight", {E}, {E}, {Kind::kConstant, 1}, ParameterRole::kOther);
   if (!config.tie_word_embeddings) {
     const bool is_normal = config.initialisation == Initialisation::kHuggingFace456;
     const Initializer linear{Kind::kUniform, 1 / std::sqrt(static_cast<double>(E))};
-    head_ = declare("lm_head.weight", {V, E}, {V, E}, is_normal ? normal : linear, true);
+    head_ = declare("lm_head.weight", {V, E}, {V, E}, is_normal ? normal : linear,
+                    ParameterRole::kMatrix);
   }
 }
 
@@ -40,7 +44,8 @@ Var MambaLm::embed(Tape& tape, const Tensor& tokens) const {
 Var MambaLm::final_norm(Tape& tape, const BlockState& state) const {
   const auto norm = tape.apply<AddRmsNorm>(
       {.residual = state.residual, .update = state.update, .weight = tape.parameter(norm_f_)},
-      {.eps = config_.layer_norm_epsilon});
+      {.eps = config_.layer_norm_epsilon,
+       .activations = activations_beside(tape.parameter(head()).dtype)});
   if (state.update) tape.release(state.residual);
   tape.release(state.update);
   tape.release(norm.sum);

@@ -20,6 +20,15 @@ struct Initializer {
   double a = 0, b = 0, c = 0;
 };
 
+/// What a parameter is to the optimizer and to mixed precision.
+enum class ParameterRole : std::uint8_t {
+  kMatrix,  ///< of a matrix product, or the embedding
+  kFilter,  ///< of a convolution
+  kOther,   ///< norms, biases, A_log, D
+};
+constexpr bool decays(ParameterRole role) { return role != ParameterRole::kOther; }
+constexpr bool full_precision(ParameterRole role) { return role != ParameterRole::kMatrix; }
+
 /// One trainable tensor as a model declares it.
 struct ParameterSpec {
   std::string name;                      ///< Hugging Face's name, e.g. "backbone.norm_f.weight"
@@ -27,6 +36,9 @@ struct ParameterSpec {
   std::vector<std::int64_t> file_shape;  ///< as files have it; same elements
   Initializer initializer;
   bool decays = false;  ///< weight decay applies in the scope `default`: matrices only
+  /// Read in fp32 whatever dtype activations have: all but the matrices of products and the
+  /// embedding.
+  bool full_precision = false;
 };
 
 }  // namespace jiboia

@@ -1,8 +1,7 @@
 #pragma once
 #include <vector>
 
-#include "core/buffer.h"
-#include "core/exec.h"
+#include "core/memory.h"
 #include "train/model/mamba_block.h"
 
 namespace jiboia {
@@ -11,18 +10,19 @@ namespace jiboia {
 /// length so far. Starts at zero, as a sequence does.
 class RecurrentState {
  public:
-  RecurrentState(const ModelConfig& config, std::int64_t rows, Dtype dtype);
+  /// `memory`: bytes() of it where the exec computes, all zero, which must outlive the state.
+  /// dtype: that of activations.
+  RecurrentState(const ModelConfig& config, std::int64_t rows, Dtype dtype, std::byte* memory);
   const LayerState& layer(std::size_t i) const { return layers_[i]; }
 
+  static std::int64_t bytes(const ModelConfig& config, std::int64_t rows, Dtype dtype);
+
  private:
-  HostBuffer memory_;
   std::vector<LayerState> layers_;
 };
 
-/// Copies a whole tensor; both contiguous, of the same dtype and size.
-void copy(Exec& exec, const Tensor& from, const Tensor& to);
-
-/// Makes `history` (B, W - 1, D) the last rows of `history` followed by `x` (B, L, D).
+/// Makes `history` (B, W - 1, D) the last rows of `history` followed by `x` (B, L, D), whose rows
+/// may be slices of columns.
 void push_history(Exec& exec, const Tensor& x, const Tensor& history);
 
 }  // namespace jiboia

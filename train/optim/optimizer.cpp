@@ -3,10 +3,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/trace.h"
 #include "kernels/adamw/adamw.h"
+#include "kernels/cpu_tiles.h"
 #include "kernels/global_norm/global_norm.h"
 
 namespace jiboia {
+namespace {
+
+constexpr std::int64_t kFindingBytes = 256;  // of each, so that both are aligned
+
+std::int64_t decay_blocks(std::int64_t flat_size) { return ceil_div(flat_size, kDecayBlock); }
+
+}  // namespace
 
 Optimizer::Optimizer(const OptimConfig& config, ParameterStore& parameters)
     : config_(config),
@@ -19,6 +28,21 @@ Optimizer::Optimizer(const OptimConfig& config, ParameterStore& parameters)
     group.parameters.push_back(i);
     group.elements += parameters.range(i).size;
   }
+
+  Exec& exec = parameters.exec();
+  const std::int64_t blocks = decay_blocks(parameters.flat_size());
+  decays_ = allocate(exec, blocks, "the optimizer's decay groups");
+  findings_ = allocate(exec, 2 * kFindingBytes, "the gradient's norm");
+  scratch_ = allocate(exec, global_norm_scratch_bytes(parameters.flat_size()),
+                      "partial sums of the gradient's norm");
+  std::vector<std::uint8_t> decays(static_cast<std::size_t>(blocks), 0);
+  for (std::size_t i : groups_[0].parameters) {
+    const FlatRange range = parameters.range(i);
+    std::fill_n(decays.begin() + range.begin / kDecayBlock, decay_blocks(range.size), 1);
+  }
+  const Spec table(Dtype::kU8, {blocks});
+  copy(exec, Tensor(table, decays.data()), Tensor(table, decays_.data()));
+  wait(exec);
 }
 
 std::string Optimizer::describe() const {
@@ -39,51 +63,71 @@ std::string Optimizer::describe() const {
   return text;
 }
 
-double Optimizer::step(Exec& exec, double lr, std::int64_t update, std::int64_t micro_batches) {
-  return std::visit(
+Optimizer::Findings Optimizer::norm_of(const Tensor& flat) {
+  const Findings findings{
+      .gradient_norm = Tensor(Spec(Dtype::kF64, {1}), findings_.data()),
+      .first_not_finite = Tensor(Spec(Dtype::kI64, {1}), findings_.data() + kFindingBytes)};
+  std::visit(
       [&](auto& backend) {
-        const double mean = 1.0 / static_cast<double>(micro_batches);
-        const double norm = mean * global_norm(backend, parameters_.flat_gradients());
-        if (!std::isfinite(norm)) fail_on_gradient(update);
-        const double clip =
-            config_.grad_clip > 0 ? std::min(1.0, config_.grad_clip / (norm + 1e-6)) : 1;
-        for (const Group& group : groups_) {
-          for (std::size_t i : group.parameters) {
-            const auto flat = [&](const Tensor& t) {
-              return Tensor(Spec(t.dtype, {t.size()}), t.data);
-            };
-            adamw(backend, {.value = flat(parameters_.value(i)),
-                            .gradient = flat(parameters_.gradient(i)),
-                            .exp_avg = flat(parameters_.exp_avg(i)),
-                            .exp_avg_sq = flat(parameters_.exp_avg_sq(i)),
-                            .lr = lr,
-                            .beta1 = config_.betas[0],
-                            .beta2 = config_.betas[1],
-                            .eps = config_.eps,
-                            .weight_decay = group.weight_decay,
-                            .grad_scale = mean * clip,
-                            .update = update});
-          }
-        }
-        return norm;
+        global_norm(backend,
+                    {.flat = flat,
+                     .norm = findings.gradient_norm,
+                     .first_not_finite = findings.first_not_finite},
+                    {scratch_.data(), static_cast<std::size_t>(scratch_.bytes())});
       },
-      exec);
+      parameters_.exec());
+  return findings;
 }
 
-void Optimizer::fail_on_gradient(std::int64_t update) const {
-  CpuExec cpu(1);
+bool Optimizer::values_are_finite() {
+  Exec& exec = parameters_.exec();
+  for (const Tensor& flat : {parameters_.flat_values(), parameters_.flat_exp_avg_sq()}) {
+    if (!std::isfinite(read_scalar(exec, norm_of(flat).gradient_norm))) return false;
+  }
+  return true;
+}
+
+Optimizer::Findings Optimizer::step(double lr, std::int64_t update, std::int64_t micro_batches) {
+  const Findings findings = norm_of(parameters_.flat_gradients());
+  std::visit(
+      [&](auto& backend) {
+        const TraceRange range(backend, "optimizer");
+        adamw(backend, {.value = parameters_.flat_values(),
+                        .gradient = parameters_.flat_gradients(),
+                        .exp_avg = parameters_.flat_exp_avg(),
+                        .exp_avg_sq = parameters_.flat_exp_avg_sq(),
+                        .compute = parameters_.flat_rounded(),
+                        .decays = Tensor(Spec(Dtype::kU8, {decay_blocks(parameters_.flat_size())}),
+                                         decays_.data()),
+                        .gradient_norm = findings.gradient_norm,
+                        .lr = lr,
+                        .beta1 = config_.betas[0],
+                        .beta2 = config_.betas[1],
+                        .eps = config_.eps,
+                        .weight_decay = config_.weight_decay,
+                        .grad_clip = config_.grad_clip,
+                        .gradient_scale = 1.0 / static_cast<double>(micro_batches),
+                        .update = update});
+      },
+      parameters_.exec());
+  return findings;
+}
+
+void Optimizer::fail_on_gradient(std::int64_t update, std::int64_t first_not_finite) const {
   for (std::size_t i = 0; i < parameters_.count(); ++i) {
-    const double norm = global_norm(cpu, parameters_.gradient(i));
-    if (!std::isfinite(norm)) {
-      fail(ErrorKind::kNumerics,
-           "step {}: the gradient of {} has the norm {}; no parameter was updated and the "
-           "checkpoints are as they were. Try a lower optim.lr, a longer schedule.warmup_steps or "
-           "other data; if the newest checkpoint has diverged already, remove it to go on from the "
-           "one before",
-           update, parameters_.spec(i).name, norm);
-    }
+    const FlatRange range = parameters_.range(i);
+    if (first_not_finite < range.begin || first_not_finite >= range.begin + range.size) continue;
+    fail(ErrorKind::kNumerics,
+         "step {}: the gradient of {} is not finite; no parameter was updated and the checkpoints "
+         "are as they were. Try a lower optim.lr, a longer schedule.warmup_steps or other data; if "
+         "the newest checkpoint has diverged already, remove it to go on from the one before",
+         update, parameters_.spec(i).name);
   }
   fail(ErrorKind::kNumerics, "step {}: the gradient's global norm overflowed", update);
+}
+
+std::int64_t Optimizer::planned_bytes(std::int64_t flat_size) {
+  return decay_blocks(flat_size) + 2 * kFindingBytes + global_norm_scratch_bytes(flat_size);
 }
 
 }  // namespace jiboia

@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "core/exec.h"
+#include "core/memory.h"
 #include "train/config/config.h"
 #include "train/optim/parameter_store.h"
 
@@ -18,8 +18,14 @@ class Optimizer {
     std::vector<std::size_t> parameters;
     std::int64_t elements = 0;
   };
+  /// What an update found, where the exec computes.
+  struct Findings {
+    Tensor gradient_norm;     ///< (1) f64: of the gradients as the store holds them, summed
+    Tensor first_not_finite;  ///< (1) i64: element of the flat gradients, -1 when all are finite
+  };
 
   /// `parameters` must have been made with kValuesAndTraining and must outlive the optimizer.
+  /// Errors: OutOfMemory.
   Optimizer(const OptimConfig& config, ParameterStore& parameters);
 
   const std::vector<Group>& groups() const { return groups_; }
@@ -28,16 +34,27 @@ class Optimizer {
 
   /// One update. The store's gradients are sums over `micro_batches`; the step uses their mean,
   /// scaled by min(1, grad_clip / (norm + 1e-6)) as in PyTorch's clip_grad_norm_. `update` counts
-  /// from 1. Returns the norm of the mean gradient. Errors: Numerics, naming the first bad
-  /// parameter, when the norm is not finite; nothing has been updated then.
-  double step(Exec& exec, double lr, std::int64_t update, std::int64_t micro_batches);
+  /// from 1. Where the norm is not finite nothing is updated: the host learns of it from the
+  /// findings, which the next step overwrites.
+  Findings step(double lr, std::int64_t update, std::int64_t micro_batches);
+
+  /// Whether masters and second moments are finite. Waits for the exec.
+  bool values_are_finite();
+
+  /// Throws Error{Numerics} for an update whose norm was not finite, with the parameter of the
+  /// gradients' first bad element.
+  [[noreturn]] void fail_on_gradient(std::int64_t update, std::int64_t first_not_finite) const;
+
+  /// Bytes that it takes where the exec computes, beside the store's.
+  static std::int64_t planned_bytes(std::int64_t flat_size);
 
  private:
-  [[noreturn]] void fail_on_gradient(std::int64_t update) const;
+  Findings norm_of(const Tensor& flat);
 
   OptimConfig config_;
   ParameterStore& parameters_;
   std::vector<Group> groups_;
+  Buffer decays_, findings_, scratch_;
 };
 
 }  // namespace jiboia

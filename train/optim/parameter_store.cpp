@@ -1,9 +1,9 @@
 #include "train/optim/parameter_store.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
+#include "kernels/convert/convert.h"
 
 namespace jiboia {
 namespace {
@@ -32,29 +32,46 @@ Layout lay_out(std::span<const ParameterSpec> specs) {
 
 }  // namespace
 
-ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, Dtype dtype,
-                               StoreContents contents)
-    : specs_(std::move(specs)), dtype_(dtype), has_gradient_(specs_.size(), false) {
+ParameterStore::ParameterStore(Exec& exec, std::vector<ParameterSpec> specs, Dtype dtype,
+                               StoreContents contents, Activations activations)
+    : exec_(&exec),
+      specs_(std::move(specs)),
+      dtype_(dtype),
+      activations_(activations),
+      has_gradient_(specs_.size(), false) {
   Layout layout = lay_out(specs_);
   ranges_ = std::move(layout.ranges);
   parameter_count_ = layout.parameter_count;
   flat_size_ = layout.flat_size;
   const std::int64_t size = flat_size_ * size_of(dtype_);
-  values_memory_ = HostBuffer(size, "the model's parameters");
-  if (contents == StoreContents::kValuesAndTraining) {
-    gradients_ = HostBuffer(size, "the parameters' gradients");
-    exp_avg_ = HostBuffer(size, "the optimizer's first moments");
-    exp_avg_sq_ = HostBuffer(size, "the optimizer's second moments");
+  masters_ = allocate(exec, size, "the model's parameters");
+  if (activations_ == Activations::kBf16) {
+    rounded_ =
+        allocate(exec, flat_size_ * size_of(Dtype::kBf16), "the bf16 copy of the parameters");
   }
-  for (std::size_t i = 0; i < specs_.size(); ++i) values_.push_back(view(values_memory_, i));
+  if (contents == StoreContents::kValuesAndTraining) {
+    gradients_ = allocate(exec, size, "the parameters' gradients");
+    exp_avg_ = allocate(exec, size, "the optimizer's first moments");
+    exp_avg_sq_ = allocate(exec, size, "the optimizer's second moments");
+  }
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const Spec spec = compute_spec(specs_[i], dtype_, activations_);
+    const Buffer& memory = spec.dtype == dtype_ ? masters_ : rounded_;
+    values_.emplace_back(spec, memory.data() + ranges_[i].begin * size_of(spec.dtype));
+  }
 }
 
 ParameterStore::Plan ParameterStore::plan(std::span<const ParameterSpec> specs, Dtype dtype,
-                                          StoreContents contents) {
+                                          StoreContents contents, Activations activations) {
   const Layout layout = lay_out(specs);
   const std::int64_t size = layout.flat_size * size_of(dtype);
   const bool training = contents == StoreContents::kValuesAndTraining;
-  return {layout.parameter_count, size, training ? size : 0, training ? 2 * size : 0};
+  return {
+      .parameter_count = layout.parameter_count,
+      .values = size,
+      .rounded = activations == Activations::kBf16 ? layout.flat_size * size_of(Dtype::kBf16) : 0,
+      .gradients = training ? size : 0,
+      .moments = training ? 2 * size : 0};
 }
 
 std::optional<std::size_t> ParameterStore::find(std::string_view name) const {
@@ -70,23 +87,31 @@ FlatRange ParameterStore::slice(Rank rank) const {
   return {begin, std::min(size, flat_size_ - begin)};
 }
 
-Tensor ParameterStore::view(const HostBuffer& buffer, std::size_t i) const {
+Tensor ParameterStore::view(const Buffer& buffer, std::size_t i) const {
   if (!buffer.data()) return {};
   return {Spec(dtype_, specs_[i].shape), buffer.data() + ranges_[i].begin * size_of(dtype_)};
 }
 
-Tensor ParameterStore::flat(const HostBuffer& buffer) const {
+Tensor ParameterStore::flat(const Buffer& buffer) const {
   if (!buffer.data()) return {};
   return {Spec(dtype_, {flat_size_}), buffer.data()};
+}
+
+Tensor ParameterStore::flat_rounded() const {
+  if (!rounded_.data()) return {};
+  return {Spec(Dtype::kBf16, {flat_size_}), rounded_.data()};
+}
+
+void ParameterStore::round_values() {
+  if (!rounded_.data()) return;
+  std::visit([&](auto& backend) { convert(backend, flat_values(), flat_rounded()); }, *exec_);
 }
 
 void ParameterStore::begin_gradients() { has_gradient_.assign(specs_.size(), false); }
 
 void ParameterStore::end_gradients() {
   for (std::size_t i = 0; i < specs_.size(); ++i) {
-    if (has_gradient_[i]) continue;
-    const Tensor grad = gradient(i);
-    std::memset(grad.data, 0, static_cast<std::size_t>(grad.bytes()));
+    if (!has_gradient_[i]) fill_zero(*exec_, gradient(i));
   }
 }
 
@@ -95,6 +120,11 @@ Grad ParameterStore::acquire(ParameterId id) {
   const GradMode mode = has_gradient_[i] ? GradMode::kAdd : GradMode::kOverwrite;
   has_gradient_[i] = true;
   return {gradient(i), mode};
+}
+
+Spec compute_spec(const ParameterSpec& spec, Dtype dtype, Activations activations) {
+  const bool rounded = activations == Activations::kBf16 && !spec.full_precision;
+  return {rounded ? Dtype::kBf16 : dtype, spec.shape};
 }
 
 }  // namespace jiboia

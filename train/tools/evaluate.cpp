@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "core/host_access.h"
 #include "core/log.h"
 #include "data/json.h"
 #include "data/safetensors.h"
@@ -10,6 +11,8 @@
 #include "train/checkpoint/trainer_state.h"
 #include "train/evaluator.h"
 #include "train/loaded_model.h"
+#include "train/memory_plan.h"
+#include "train/tools/compute_options.h"
 #include "train/tools/number_option.h"
 #include "train/tools/program.h"
 #include "train/workspace.h"
@@ -22,7 +25,7 @@ namespace fs = std::filesystem;
 struct Arguments {
   std::string model, data, ids, logits;
   std::int64_t seq_len = 0, max_rows = 0;
-  int threads = 0;
+  ComputeOptions compute;
   bool json = false;
 };
 
@@ -50,10 +53,12 @@ int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
       arguments.data, {.seq_len = seq_len, .vocab_size = loaded.model.config().vocab_size});
   log::info("{}", data.summary());
   const std::int64_t rows = std::max<std::int64_t>(1, 4096 / seq_len);
-  Workspace workspace(plan_evaluate(loaded.model, Dtype::kF32, rows, seq_len, exec));
-  const Evaluation result =
-      evaluate(loaded.model, loaded.parameters.values(), data,
-               {.rows_per_batch = rows, .max_rows = arguments.max_rows}, exec, workspace.arena());
+  Workspace workspace(
+      exec, plan_evaluate(loaded.model, loaded.parameters.activations(), rows, seq_len, exec));
+  TokenUploader uploader(exec, rows, seq_len);
+  const Evaluation result = evaluate(loaded.model, loaded.parameters, data,
+                                     {.rows_per_batch = rows, .max_rows = arguments.max_rows},
+                                     uploader, workspace.arena());
   if (arguments.json) {
     nlohmann::ordered_json json = {{"loss", result.loss},
                                    {"perplexity", result.perplexity()},
@@ -116,18 +121,22 @@ int write_logits(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
   auto rows = read_ids(arguments.ids, V);
   const auto B = static_cast<std::int64_t>(rows.size());
   const auto L = static_cast<std::int64_t>(rows[0].size());
-  const auto run = [&](Tape& tape, std::int32_t* ids) {
+  const auto run = [&](Tape& tape, std::byte* ids) {
     const Tensor tokens(Spec(Dtype::kI32, {1, L}), ids);
     return loaded.model.logits(tape, loaded.model.hidden(tape, tokens));
   };
-  Workspace workspace(
-      plan_evaluation(loaded.model, Dtype::kF32, exec, [&](Tape& tape) { run(tape, nullptr); }));
+  Workspace workspace(exec, plan_evaluation(loaded.model, loaded.parameters.activations(), exec,
+                                            [&](Tape& tape) { run(tape, nullptr); }));
+  const Buffer ids = allocate(exec, L * size_of(Dtype::kI32), "token ids");
+  HostAccess host(exec);
+  std::vector<float> values(static_cast<std::size_t>(L * V));
   SafetensorsWriter writer(arguments.logits, {{"logits", Dtype::kF32, {B, L, V}}}, {});
   for (auto& row : rows) {
     Tape tape(exec, workspace.arena(), loaded.parameters.values(), nullptr, TapeMode::kEvaluate);
-    const Tensor logits = tape.value(run(tape, row.data()));
-    writer.write("logits", std::span<const float>(logits.as<float>(),
-                                                  static_cast<std::size_t>(logits.size())));
+    copy(exec, Tensor(Spec(Dtype::kI32, {1, L}), row.data()),
+         Tensor(Spec(Dtype::kI32, {1, L}), ids.data()));
+    host.read_as_float(tape.value(run(tape, ids.data())), values);
+    writer.write("logits", std::span<const float>(values));
   }
   writer.commit();
   return 0;
@@ -143,8 +152,9 @@ int evaluate_model(const Arguments& arguments) {
     require(fs::exists(arguments.ids), ErrorKind::kData, "{}: no such file", arguments.ids);
     require_result_file(arguments.logits, arguments.ids);
   }
-  Exec exec = CpuExec(arguments.threads);
-  LoadedModel loaded = load_model(arguments.model);
+  Exec exec = make_exec(arguments.compute.device, arguments.compute.threads);
+  LoadedModel loaded =
+      load_model(arguments.model, exec, activations_for(exec, arguments.compute.precision));
   return for_data ? evaluate_data(arguments, loaded, exec) : write_logits(arguments, loaded, exec);
 }
 
@@ -171,10 +181,10 @@ int main(int argc, char** argv) {
   app.add_option("--ids", arguments.ids, "JSON file: a list of equally long lists of token ids");
   app.add_option("--logits", arguments.logits,
                  "safetensors file to write: tensor `logits` (B, L, V), fp32, for --ids");
-  app.add_option("--threads", arguments.threads, "CPU threads; 0: all cores")
-      ->transform(number_in<int>(0, 4096));
+  add_compute_options(app, arguments.compute);
   app.footer(
       "The loss is the mean cross entropy in nats per token, without any z-loss.\n"
-      "Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 numerics, 7 disk, 1 anything else.");
+      "Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 numerics, 6 GPU, 7 disk,\n"
+      "1 anything else.");
   return run_program("evaluate", app, argc, argv, [&] { return evaluate_model(arguments); });
 }

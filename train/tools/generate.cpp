@@ -5,8 +5,11 @@
 #include "data/tokenizer.h"
 #include "train/generator.h"
 #include "train/loaded_model.h"
+#include "train/memory_plan.h"
+#include "train/tools/compute_options.h"
 #include "train/tools/number_option.h"
 #include "train/tools/program.h"
+#include "train/workspace.h"
 
 namespace jiboia {
 namespace {
@@ -15,12 +18,14 @@ struct Arguments {
   std::string model, prompt;
   std::int64_t max_new_tokens = 100;
   SamplingOptions sampling;
-  int threads = 0;
+  ComputeOptions compute;
   bool ignore_end = false;
 };
 
 int generate(const Arguments& arguments) {
-  LoadedModel loaded = load_model(arguments.model);
+  Exec exec = make_exec(arguments.compute.device, arguments.compute.threads);
+  const Activations activations = activations_for(exec, arguments.compute.precision);
+  LoadedModel loaded = load_model(arguments.model, exec, activations);
   const std::filesystem::path tokenizer_file = loaded.folder / "tokenizer.json";
   require(std::filesystem::exists(tokenizer_file), ErrorKind::kData,
           "'{}' has no tokenizer.json, which text needs", loaded.folder.string());
@@ -35,8 +40,8 @@ int generate(const Arguments& arguments) {
     prompt.push_back(static_cast<std::int32_t>(config.bos_token_id));
   }
 
-  Exec exec = CpuExec(arguments.threads);
-  Generator generator(loaded.model, loaded.parameters.values(), exec);
+  Workspace workspace(exec, Generator::planned_bytes(loaded.model, activations, exec));
+  Generator generator(loaded.model, loaded.parameters, workspace.arena());
   StreamDecoder decoder(tokenizer, true);
   for (std::int32_t token : prompt) write_stdout(decoder.append(token));
   std::optional<std::int32_t> end_token;
@@ -78,11 +83,10 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->transform(number_in<std::uint64_t>(0));
   app.add_flag("--ignore-end", arguments.ignore_end, "Goes on after the end-of-text token");
-  app.add_option("--threads", arguments.threads, "CPU threads; 0: all cores")
-      ->capture_default_str()
-      ->transform(number_in<int>(0, 4096));
+  add_compute_options(app, arguments.compute);
   app.footer(
       "Text goes to stdout as it is made.\n"
-      "Exit codes: 0 done, 2 usage, 3 tokenizer, 4 model, 5 numerics, 7 disk, 1 anything else.");
+      "Exit codes: 0 done, 2 usage, 3 tokenizer, 4 model, 5 numerics, 6 GPU, 7 disk,\n"
+      "1 anything else.");
   return run_program("generate", app, argc, argv, [&] { return generate(arguments); });
 }
