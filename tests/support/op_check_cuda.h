@@ -12,7 +12,6 @@
 /// One call tests an op on the GPU: check_op_cuda(OpCheck<Op>{...}).
 namespace jiboia::test {
 
-#if JIBOIA_WITH_CUDA
 namespace detail {
 
 /// How far a value may lie from the exact one.
@@ -37,6 +36,11 @@ inline std::string device_difference(const std::string& what, const TestTensor& 
   }
   return "";
 }
+
+}  // namespace detail
+
+#if JIBOIA_WITH_CUDA
+namespace detail {
 
 /// Times that every pass is launched: JIBOIA_GPU_LAUNCHES, 2 by default.
 inline int gpu_launches() {
