@@ -12,6 +12,7 @@
 
 #include "core/cuda/plain_product.h"
 #include "core/error.h"
+#include "core/log.h"
 
 namespace jiboia::cuda {
 namespace {
@@ -166,6 +167,13 @@ struct Blas::State {
               .right = layout_of(key.right, op, product),
               .algorithm = {}};
     plan.algorithm = choose_algorithm(library.get(), plan, key, op, product);
+    if (!plan.algorithm) {
+      log::warning(
+          "{}: cuBLASLt {} has no algorithm for {} with row strides {}, {} -> {}; a much slower "
+          "kernel computes this product. Widths that are multiples of 8 avoid that",
+          op, cublasLtGetVersion(), to_string(product), product.left.row_stride,
+          product.right.row_stride, product.to.row_stride);
+    }
     return plans.emplace(key, std::move(plan)).first->second;
   }
 };

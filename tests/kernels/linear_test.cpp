@@ -1,6 +1,7 @@
 #include "kernels/linear/linear.h"
 
 #include "tests/support/op_check.h"
+#include "tests/support/op_check_cuda.h"
 
 namespace jiboia::test {
 namespace {
@@ -54,6 +55,46 @@ TEST(Linear, RefusesAScalar) {
 }
 
 TEST(Linear, PlantedErrorsAreCaught) { check_op(check_of({2, 3, 5}, 4, true), PlantErrors::kYes); }
+
+/// On the GPU y holds the bias, rounded to its dtype, before the product is added.
+OpCheck<Linear> cuda_check_of(const Shape& x, std::int64_t M, bool with_bias) {
+  auto check = check_of(x, M, with_bias);
+  if (with_bias) check.bf16_relative = 2e-3;
+  return check;
+}
+
+TEST(LinearCuda, PassesOpCheck) {
+  for (const Shape& x : {Shape{1, 1, 1}, Shape{2, 3, 5}, Shape{1, 300, 7}, Shape{2, 5, 300},
+                         Shape{1, 64, 64}, Shape{1, 65, 16}}) {
+    for (std::int64_t M : {1, 3, 64, 261}) {
+      check_op_cuda(cuda_check_of(x, M, false));
+      check_op_cuda(cuda_check_of(x, M, true));
+    }
+  }
+}
+
+TEST(LinearCuda, PassesOpCheckOverManyRows) {
+  check_op_cuda(cuda_check_of({1, 2049, 33}, 17, true));
+  // More rows than 256 tiles of 64, so that tiles of the bias gradient grow.
+  check_op_cuda(cuda_check_of({3, 5501, 1}, 2, true));
+}
+
+TEST(LinearCuda, TakesSlicesOfColumns) {
+  for (std::int64_t before : {0, 1, 3, 8}) {
+    for (std::int64_t after : {0, 2, 5, 8}) {
+      for (const Shape& x : {Shape{2, 3, 5}, Shape{1, 33, 8}}) {
+        auto check = cuda_check_of(x, 4, true);
+        check.inputs.x.columns_before = before;
+        check.inputs.x.columns_after = after;
+        check_op_cuda(check);
+      }
+    }
+  }
+}
+
+TEST(LinearCuda, PlantedErrorsAreCaught) {
+  check_op_cuda(cuda_check_of({2, 3, 5}, 4, true), PlantErrors::kYes);
+}
 
 }  // namespace
 }  // namespace jiboia::test
