@@ -36,11 +36,15 @@ function(jiboia_cuda_sources library)
   endif()
 endfunction()
 
+# What the tests with the label `gpu` need.
+add_custom_target(gpu_tests)
+
 # jiboia_program(name SOURCES ...): one installed program.
 function(jiboia_program name)
   cmake_parse_arguments(ARG "" "" "SOURCES;PRIVATE" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE jiboia_train CLI11::CLI11 ${ARG_PRIVATE})
+  add_dependencies(gpu_tests ${name})
   install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
 
@@ -75,20 +79,23 @@ function(jiboia_test file)
   endif()
   if(ARG_GPU OR ARG_ONLY_GPU)
     list(APPEND all gpu/${folder}/${file})
+    add_dependencies(gpu_tests ${target})
     add_test(NAME gpu/${folder}/${file} COMMAND ${target} --gtest_filter=*Cuda.*)
     set_tests_properties(gpu/${folder}/${file} PROPERTIES LABELS gpu)
+    add_dependencies(gpu_tests ${target})
   endif()
   set_tests_properties(${all} PROPERTIES TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()
 
-# jiboia_pytest(file [GPU] [LABELS ...] [TIMEOUT seconds]): registers file.py of the current folder
-# with CTest. It runs under JIBOIA_PYTHON, a Python that holds scripts/requirements-test.txt; the
-# test reads JIBOIA_BUILD_DIR (programs in bin/, test tools in tests/) and JIBOIA_SOURCE_DIR, and
-# may import what is in tests/support. GPU: its tests with `cuda` in their name are run by an entry
-# of their own, gpu/folder/file.py, with the label `gpu` (tests/support/gpu.py).
+# jiboia_pytest(file [GPU | ONLY_GPU] [LABELS ...] [TIMEOUT seconds]): registers file.py of the
+# current folder with CTest. It runs under JIBOIA_PYTHON, a Python that holds
+# scripts/requirements-test.txt; the test reads JIBOIA_BUILD_DIR (programs in bin/, test tools in
+# tests/) and JIBOIA_SOURCE_DIR, and may import what is in tests/support. GPU: its tests with `cuda`
+# in their name are run by an entry of their own, gpu/folder/file.py, with the label `gpu`
+# (tests/support/gpu.py); ONLY_GPU: it has no others.
 set(JIBOIA_PYTHON "" CACHE FILEPATH "Python for the tests written in it (scripts/test.sh makes one)")
 function(jiboia_pytest file)
-  cmake_parse_arguments(ARG "GPU" "TIMEOUT" "LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "GPU;ONLY_GPU" "TIMEOUT" "LABELS" ${ARGN})
   get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   if(NOT JIBOIA_PYTHON)
     message(STATUS "Left out, since JIBOIA_PYTHON is not set: ${folder}/${file}.py")
@@ -103,17 +110,22 @@ function(jiboia_pytest file)
   set(name ${folder}/${file}.py)
   set(command ${JIBOIA_PYTHON} -B -m pytest -q -p no:cacheprovider
               ${CMAKE_CURRENT_SOURCE_DIR}/${file}.py)
-  set(all ${name})
-  if(ARG_GPU)
+  set(all)
+  if(NOT ARG_ONLY_GPU)
+    list(APPEND all ${name})
+    set(selection)
+    if(ARG_GPU)
+      set(selection -k "not cuda")
+    endif()
+    add_test(NAME ${name} COMMAND ${command} ${selection})
+    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
+  endif()
+  if(ARG_GPU OR ARG_ONLY_GPU)
     list(APPEND all gpu/${name})
-    add_test(NAME ${name} COMMAND ${command} -k "not cuda")
     add_test(NAME gpu/${name} COMMAND ${command} -k cuda)
     set_tests_properties(gpu/${name} PROPERTIES LABELS gpu
       SKIP_REGULAR_EXPRESSION "(^|\n)[0-9]+ skipped(, [0-9]+ deselected)? in ")
-  else()
-    add_test(NAME ${name} COMMAND ${command})
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
   set_tests_properties(${all} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support")
 endfunction()
