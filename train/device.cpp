@@ -24,6 +24,9 @@ std::string describe_backend(const CpuExec& cpu) {
                      byte_text(gpu.gpu().memory_bytes));
 }
 
+std::int64_t gpu_bytes_of(const CpuExec&) { return 0; }
+[[maybe_unused]] std::int64_t gpu_bytes_of(const CudaExec& gpu) { return gpu.allocated_bytes(); }
+
 double peak_of(const CpuExec&, Activations) { return 0; }
 [[maybe_unused]] double peak_of(const CudaExec& gpu, Activations activations) {
   return activations == Activations::kBf16 ? gpu.gpu().peak_bf16 : gpu.gpu().peak_f32;
@@ -51,6 +54,10 @@ std::string describe(const Exec& exec) {
 
 double peak_flops(const Exec& exec, Activations activations) {
   return std::visit([&](const auto& backend) { return peak_of(backend, activations); }, exec);
+}
+
+std::int64_t gpu_bytes(const Exec& exec) {
+  return std::visit([](const auto& backend) { return gpu_bytes_of(backend); }, exec);
 }
 
 std::int64_t own_bytes(const Exec& exec) { return is_cuda(exec) ? cuda::Blas::kWorkspaceBytes : 0; }

@@ -33,4 +33,7 @@ double peak_flops(const Exec& exec, Activations activations);
 /// Bytes that `exec` itself takes where it computes: workspaces of libraries.
 std::int64_t own_bytes(const Exec& exec);
 
+/// Bytes of GPU memory that allocate() has given for `exec` and not got back; 0 on the CPU.
+std::int64_t gpu_bytes(const Exec& exec);
+
 }  // namespace jiboia

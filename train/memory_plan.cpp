@@ -86,6 +86,8 @@ std::string to_text(const MemoryPlan& plan) {
   line("activations: gaps", plan.arena_bytes - in_blocks);
   line("batches, tables, workspaces", plan.other_bytes);
   line("total", plan.total_bytes());
+  text.pop_back();
+  text += fmt::format("  {} bytes\n", plan.total_bytes());
 
   std::vector<std::pair<std::pair<std::string, std::int64_t>, std::int64_t>> largest(counts.begin(),
                                                                                      counts.end());

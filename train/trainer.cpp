@@ -220,9 +220,15 @@ nlohmann::ordered_json Trainer::metrics_of(const Step& step, double step_s) cons
       {"perf/tokens_per_second", tokens_per_second},
       {"perf/step_s", step_s},
       {"perf/data_wait_s", step.data_wait_s},
-      {"mem/max_allocated_gib", static_cast<double>(plan_.total_bytes()) / (1 << 30)}};
+      {"mem/max_allocated_gib", static_cast<double>(allocated_bytes()) / (1 << 30)}};
   if (const double share = share_of_peak(tokens_per_second)) line["perf/mfu"] = share;
   return line;
+}
+
+std::int64_t Trainer::allocated_bytes() const {
+  // A CPU gives memory when it is touched: what it holds in the end is what was planned.
+  const std::int64_t on_gpu = gpu_bytes(exec_);
+  return on_gpu ? on_gpu : plan_.total_bytes();
 }
 
 double Trainer::share_of_peak(double tokens_per_second) const {
@@ -241,7 +247,7 @@ void Trainer::show(const Step& step, double step_s) {
        .grad_norm = step.report->gradient_norm() / static_cast<double>(micro_batches()),
        .tokens_per_second = tokens_per_second,
        .share_of_peak = share_of_peak(tokens_per_second),
-       .memory = is_cuda(exec_) ? byte_text(plan_.total_bytes()) : "",
+       .memory = is_cuda(exec_) ? byte_text(allocated_bytes()) : "",
        .eta_s = mean_step_s_ * static_cast<double>(config_.train.max_steps - step.number)});
 }
 

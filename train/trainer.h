@@ -82,6 +82,8 @@ class Trainer {
   void say_sample();
   void save();
   void show(const Step& step, double step_s);
+  /// Bytes that the run holds where it computes.
+  std::int64_t allocated_bytes() const;
   /// Share of the GPU's peak that the model's own FLOPs take; 0 when the peak is not known.
   double share_of_peak(double tokens_per_second) const;
   std::int64_t micro_batches() const {

@@ -41,11 +41,11 @@ def scalar(value):
     return str(value)
 
 
-def write_rows(folder, rows, vocab_size):
+def write_rows(folder, rows, vocab_size, *arguments):
     """Writes rows of tokens the way users do: from Parquet, through scripts/prepare_data.py."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     source = folder.parent / f"{folder.name}.parquet"
     parquet.write_table(arrow.table({"input_ids": arrow.array(rows.tolist(), arrow.list_(arrow.int32()))}), source)
     subprocess.run([sys.executable, SOURCE / "scripts/prepare_data.py", "parquet", source, "--output", folder,
-                    "--vocab-size", str(vocab_size)], check=True, capture_output=True)
+                    "--vocab-size", str(vocab_size), *map(str, arguments)], check=True, capture_output=True)
     return folder

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu import require_gpu
 from parity import our_logits, random_ids, reference_logits, reference_model, relative_difference
 from programs import run
 from transformers import MambaForCausalLM
@@ -22,14 +23,18 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_their_weights_give_our_programs_the_same_logits(name, tmp_path):
+def test_their_weights_give_our_programs_the_same_logits(name, device, tmp_path):
+    if device == "cuda":
+        require_gpu()
     config, rows, length = SHAPES[name]
     model = reference_model(**config)
     model.save_pretrained(tmp_path / "theirs")
     ids = random_ids(config["vocab_size"], rows, length)
-    difference = relative_difference(our_logits(tmp_path / "theirs", ids, tmp_path), reference_logits(model, ids))
-    print(f"{name}: {difference:.2e}")
+    difference = relative_difference(our_logits(tmp_path / "theirs", ids, tmp_path, device),
+                                     reference_logits(model, ids))
+    print(f"{name} on {device}: {difference:.2e}")
     assert difference < 1e-5
 
 

@@ -27,9 +27,10 @@ def reference_logits(model, ids):
         return model(torch.tensor(ids), use_cache=False).logits.float()
 
 
-def our_logits(folder, ids, scratch):
+def our_logits(folder, ids, scratch, device="cpu"):
     (scratch / "ids.json").write_text(json.dumps(ids))
-    run("evaluate", "--model", folder, "--ids", scratch / "ids.json", "--logits", scratch / "logits.safetensors")
+    run("evaluate", "--model", folder, "--ids", scratch / "ids.json", "--logits", scratch / "logits.safetensors",
+        "--device", device)
     return load_file(scratch / "logits.safetensors")["logits"]
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gpu import require_gpu
 from parity import model_section, reference_model
 from programs import run, write_rows, write_yaml
 from row_order import permuted_row
@@ -53,13 +54,16 @@ def train_reference(model, rows):
 
 @pytest.mark.parametrize("shape", [dict(), dict(use_bias=True, tie_word_embeddings=False, state_size=5)],
                          ids=["tied", "untied"])
-def test_fifty_steps_equal_pytorch(shape, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fifty_steps_equal_pytorch(shape, device, tmp_path):
+    if device == "cuda":
+        require_gpu()
     rows = np.random.default_rng(3).zipf(1.3, (ROWS, LENGTH)) % VOCAB
     write_rows(tmp_path / "data" / "train", rows, VOCAB)
     model = reference_model(seed=5, vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, initializer_range=0.1, **shape)
     model.save_pretrained(tmp_path / "start")
     write_yaml(tmp_path / "run.yaml", {
-        "output_dir": tmp_path / "run", "seed": SEED, "device": "cpu", "init_from": tmp_path / "start",
+        "output_dir": tmp_path / "run", "seed": SEED, "device": device, "init_from": tmp_path / "start",
         "model": model_section(model.config),
         "data": {"train": tmp_path / "data" / "train", "seq_len": LENGTH},
         "train": {"micro_batch_size": MICRO, "global_batch_size": GLOBAL, "max_steps": STEPS},
