@@ -1,11 +1,10 @@
 #include "kernels/selective_scan/selective_scan.h"
 
-#include "tests/support/op_run.h"
+#include "tests/kernels/selective_scan_cases.h"
 
 namespace jiboia::test {
 namespace {
 
-using Scan = SelectiveScan;
 constexpr std::int64_t kChunk = Scan::kChunk;
 
 /// The formula, step by step.
@@ -44,30 +43,9 @@ void plain_scan(const Scan::In<>& in, const Scan::Attrs&, const Scan::Out<>& out
 }
 
 OpCheck<Scan> check_of(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t N) {
-  return {.inputs = {.u = {.shape = {B, L, D}, .low = -1, .high = 1},
-                     .dt = {.shape = {B, L, D}, .low = -3, .high = 2},
-                     .a_log = {.shape = {D, N}, .low = -2, .high = 2},
-                     .b = {.shape = {B, L, N}, .low = -1, .high = 1},
-                     .c = {.shape = {B, L, N}, .low = -1, .high = 1},
-                     .d_skip = {.shape = {D}, .low = -1, .high = 1},
-                     .z = {.shape = {B, L, D}, .low = -3, .high = 3},
-                     .dt_bias = {.shape = {D}, .low = -2, .high = 1}},
-          .saved_outputs = {"states"},
-          .reference = plain_scan};
-}
-
-/// Gives every row documents that begin at the given steps.
-void pack_documents(OpCheck<Scan>& check, const std::vector<std::int32_t>& starts) {
-  const Shape shape = check.inputs.u.shape;
-  TestInput& input = check.inputs.document_start;
-  input.shape = {shape[0], shape[1]};
-  for (std::int64_t row = 0; row < shape[0]; ++row) {
-    std::int32_t start = 0;
-    for (std::int32_t t = 0; t < shape[1]; ++t) {
-      if (std::find(starts.begin(), starts.end(), t) != starts.end()) start = t;
-      input.integers.push_back(start);
-    }
-  }
+  OpCheck<Scan> check = scan_check(B, L, D, N);
+  check.reference = plain_scan;
+  return check;
 }
 
 TEST(SelectiveScan, PassesOpCheckAtManyLengths) {
@@ -121,19 +99,6 @@ TEST(SelectiveScan, ForgetsAtDocumentStarts) {
     check.inputs.initial_state = {.shape = {2, 3, 5}, .low = -2, .high = 2, .constant = true};
     check_op(check);
   }
-}
-
-/// Steps [begin, end) of a run's inputs, to be run by themselves.
-OpRun<Scan> part_of(const OpRun<Scan>& whole, std::int64_t begin, std::int64_t end) {
-  OpRun<Scan> part = whole;
-  for (TestTensor Scan::In<TestTensor>::*member :
-       {&Scan::In<TestTensor>::u, &Scan::In<TestTensor>::dt, &Scan::In<TestTensor>::b,
-        &Scan::In<TestTensor>::c, &Scan::In<TestTensor>::z}) {
-    part.in.*member = steps_of(whole.in.*member, begin, end);
-  }
-  part.in.document_start = {};
-  part.in.initial_state = {};
-  return part;
 }
 
 TEST(SelectiveScan, PackedDocumentsEqualSeparateOnes) {
