@@ -87,11 +87,12 @@ def test_cuda_resets_at_document_starts_like_the_cpu(tmp_path):
     rows = random.integers(1, VOCAB, (12, LENGTH))
     rows[random.random(rows.shape) < 0.2] = 0  # ends of documents
     write_rows(tmp_path / "data/train", rows, VOCAB, "--eos-token-id", 0, "--document-starts", "after-eos")
+    plain = dict(precision="fp32", data__validation="", eval__every=0)
     for device in ("cpu", "cuda"):
-        start(tmp_path, gpu_config(tmp_path / "data", tmp_path / device, device=device, precision="fp32",
-                                   data__reset_at_document_starts=True, data__validation=""))
+        start(tmp_path, gpu_config(tmp_path / "data", tmp_path / device, device=device,
+                                   data__reset_at_document_starts=True, **plain))
     assert_close(losses_of(tmp_path / "cuda"), losses_of(tmp_path / "cpu"), 1e-5)
-    start(tmp_path, gpu_config(tmp_path / "data", tmp_path / "without", precision="fp32", data__validation=""))
+    start(tmp_path, gpu_config(tmp_path / "data", tmp_path / "without", **plain))
     assert losses_of(tmp_path / "without") != losses_of(tmp_path / "cuda"), "the resets must have mattered"
 
 
