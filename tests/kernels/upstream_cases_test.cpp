@@ -108,7 +108,7 @@ TEST(UpstreamCasesCuda, SelectiveScan) {
     const Close close = dtype == Dtype::kF32 ? Close{6e-4, 2e-3} : Close{3e-2, 5e-2};
     const Close weights = Close{1e-3, 1e-3}.or_more(close);
     for (std::int64_t L :
-         lengths({8, 16, 32, 64, 128, 256, 372, 512, 784, 1024, 1134, 2048, 4096}, 372)) {
+         lengths({8, 16, 32, 64, 128, 256, 372, 512, 784, 1024, 1134, 2048, 4096}, 1134)) {
       SCOPED_TRACE(fmt::format("{}, L {}", to_string(dtype), L));
       OpRun<Scan> run(scan_of(2, L, 4, 8), dtype);
       Draw draw;
@@ -216,7 +216,7 @@ void run_conv(const ConvCase& conv) {
 
 std::vector<std::int64_t> conv_lengths() {
   return lengths(
-      {1, 2, 8, 16, 32, 64, 128, 129, 130, 151, 256, 372, 512, 784, 1024, 1134, 2048, 4096}, 256);
+      {1, 2, 8, 16, 32, 64, 128, 129, 130, 151, 256, 372, 512, 784, 1024, 1134, 2048, 4096}, 1134);
 }
 
 TEST(UpstreamCasesCuda, CausalConv1d) {
@@ -240,7 +240,7 @@ TEST(UpstreamCasesCuda, CausalConv1dOfSeveralDocuments) {
   JIBOIA_SKIP_WITHOUT_GPU();
   for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
     for (std::int64_t L :
-         lengths({8, 16, 32, 64, 128, 256, 512, 784, 1024, 1134, 2048, 4096}, 256)) {
+         lengths({8, 16, 32, 64, 128, 256, 512, 784, 1024, 1134, 2048, 4096}, 1134)) {
       for (std::int64_t W : {2, 3, 4}) {
         for (std::int64_t documents : {2, 5}) {
           run_conv({.dtype = dtype, .L = L, .D = 64, .W = W, .bias = true, .documents = documents});
