@@ -6,6 +6,7 @@
 #include "core/cuda/blas.h"
 #include "core/cuda/plain_product.h"
 #include "core/half.h"
+#include "tests/cuda_emulator/gpu_memory.h"
 
 namespace jiboia::cuda {
 namespace {
@@ -47,6 +48,7 @@ Blas::~Blas() = default;
 void Blas::multiply(const char* op, const MatrixProduct& product) {
   const DeviceMatrix& to = product.to;
   require_product(op, product);
+  const emulated::GpuMemoryAccess access;
   const std::vector<float> left = packed(product.left), right = packed(product.right);
   const std::int64_t depth = product.left.columns;
   for (std::int64_t first = 0; first < to.columns; first += kColumns) {

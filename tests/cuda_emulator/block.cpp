@@ -6,14 +6,16 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "tests/cuda_emulator/environment.h"
 #include "tests/cuda_emulator/fiber.h"
-#include "tests/cuda_emulator/kernel_thread.h"
+#include "tests/cuda_emulator/gpu_memory.h"
+#include "tests/cuda_emulator/static_shared.h"
 
 namespace jiboia::emulated {
 
@@ -76,7 +78,27 @@ const char* name_of(Collective kind) {
   return "";
 }
 
-/// Runs the blocks of launches; lives on the kernel thread.
+/// What the lanes of `mask` get from all their values.
+std::uint64_t reduce(Collective kind, unsigned mask,
+                     const std::array<std::uint64_t, kWarp>& values) {
+  std::int64_t result = 0;
+  bool first = true;
+  for (unsigned lane = 0; lane < kWarp; ++lane) {
+    if ((mask >> lane & 1) == 0) continue;
+    const auto value = static_cast<std::int64_t>(values[lane]);
+    if (kind == Collective::kBallot) {
+      result |= std::int64_t{value != 0} << lane;
+    } else if (kind == Collective::kAdd) {
+      result += value;
+    } else if (first || (kind == Collective::kMin ? value < result : value > result)) {
+      result = value;
+    }
+    first = false;
+  }
+  return static_cast<std::uint64_t>(result);
+}
+
+/// Runs the blocks of launches.
 class Multiprocessor {
  public:
   void run(const KernelLaunch& launch);
@@ -114,6 +136,7 @@ class Multiprocessor {
   unsigned threads_ = 0, waiting_at_barrier_ = 0, returned_ = 0;
   int predicates_ = 0, predicate_count_ = 0;
   std::vector<Warp> warps_;
+  std::vector<uint3> indices_;  ///< of the block's threads
   std::vector<Worker*> workers_of_threads_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<Worker*> idle_;
@@ -135,18 +158,18 @@ void Multiprocessor::run(const KernelLaunch& launch) {
   launch_ = launch;
   order_ = order_of_environment();
   if (order_ == Order::kRandom) {
-    const char* seed = std::getenv("JIBOIA_EMULATED_SEED");
-    random_.seed(seed ? static_cast<unsigned>(std::strtoul(seed, nullptr, 10)) : 1);
+    random_.seed(static_cast<unsigned>(from_environment("JIBOIA_EMULATED_SEED", 1)));
   }
   grid_size = launch.grid;
   block_size = launch.block;
   threads_ = launch.block.x * launch.block.y * launch.block.z;
   warps_.resize((threads_ + kWarp - 1) / kWarp);
   workers_of_threads_.resize(threads_);
+  indices_.resize(threads_);
+  for (unsigned thread = 0; thread < threads_; ++thread) indices_[thread] = index_of(thread);
   shared_ = std::make_unique_for_overwrite<std::byte[]>(launch.shared_bytes + kTailBytes);
   dynamic_shared_memory = shared_.get();
 
-  fill_static_shared_memory(kGarbage);
   const std::uint64_t blocks = std::uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   std::vector<std::uint32_t> shuffled;
   if (order_ == Order::kRandom) {
@@ -216,7 +239,7 @@ void Multiprocessor::run_thread(unsigned warp, unsigned lane) {
   warp_ = warp;
   lane_ = lane;
   worker_ = worker;
-  thread_index = index_of(thread);
+  thread_index = indices_[thread];
   worker->fiber.resume();
   if (!worker->returned) return;
   of.returned |= 1U << lane;
@@ -279,36 +302,22 @@ std::uint64_t Multiprocessor::collective(Collective kind, unsigned mask, std::ui
 
 /// Gives each lane of the arrival's mask its result, unless some are elsewhere.
 bool Multiprocessor::complete(Warp& warp, const Arrival& arrival) {
+  const Collective kind = arrival.kind;
   const unsigned mask = arrival.mask;
   std::array<std::uint64_t, kWarp> values;
-  unsigned ballot = 0;
-  std::int64_t sum = 0, least = std::numeric_limits<std::int64_t>::max(),
-               most = std::numeric_limits<std::int64_t>::min();
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    std::memset(&values[lane], kGarbage, sizeof values[lane]);
-    if ((mask >> lane & 1) == 0) continue;
+  std::memset(values.data(), kGarbage, sizeof values);
+  for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+    const auto lane = static_cast<unsigned>(std::countr_zero(lanes));
     const Arrival& other = warp.arrivals[lane];
-    if (other.kind != arrival.kind || other.mask != mask || !same(other.site, arrival.site)) {
-      return false;
-    }
+    if (other.kind != kind || other.mask != mask || !same(other.site, arrival.site)) return false;
     values[lane] = other.value;
-    const auto number = static_cast<std::int64_t>(other.value);
-    if (number != 0) ballot |= 1U << lane;
-    sum += number;
-    least = std::min(least, number);
-    most = std::max(most, number);
   }
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    std::uint64_t& result = warp.arrivals[lane].value;
-    switch (arrival.kind) {
-      case Collective::kSync: break;
-      case Collective::kShuffle: result = values[warp.arrivals[lane].source % kWarp]; break;
-      case Collective::kBallot: result = ballot; break;
-      case Collective::kAdd: result = static_cast<std::uint64_t>(sum); break;
-      case Collective::kMin: result = static_cast<std::uint64_t>(least); break;
-      case Collective::kMax: result = static_cast<std::uint64_t>(most); break;
-    }
+  std::uint64_t common = arrival.value;  // what all lanes get but in a shuffle
+  if (kind != Collective::kShuffle && kind != Collective::kSync)
+    common = reduce(kind, mask, values);
+  for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+    Arrival& other = warp.arrivals[static_cast<unsigned>(std::countr_zero(lanes))];
+    other.value = kind == Collective::kShuffle ? values[other.source % kWarp] : common;
   }
   warp.in_collective &= ~mask;
   return true;
@@ -373,7 +382,7 @@ void Multiprocessor::die_of_deadlock() const {
   die(text);
 }
 
-/// The one of the kernel thread.
+/// Made by the first launch and never destroyed: kernels may run until the process ends.
 Multiprocessor* multiprocessor = nullptr;
 
 bool fits(const KernelLaunch& launch) {
@@ -389,13 +398,12 @@ bool fits(const KernelLaunch& launch) {
 cudaError_t run_kernel(const KernelLaunch& launch) {
   if (!fits(launch)) return cudaErrorInvalidConfiguration;
   if (launch.shared_bytes > kMostSharedBytes) return cudaErrorInvalidValue;
-  on_kernel_thread(
-      [](void* context, bool fresh_thread) {
-        // Fibers belong to the OS thread that ran them, which is another one after a fork.
-        if (fresh_thread) multiprocessor = new Multiprocessor;
-        multiprocessor->run(*static_cast<const KernelLaunch*>(context));
-      },
-      const_cast<KernelLaunch*>(&launch));
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const GpuMemoryAccess access;
+  const StaticSharedMemory shared;
+  if (!multiprocessor) multiprocessor = new Multiprocessor;
+  multiprocessor->run(launch);
   return cudaSuccess;
 }
 

@@ -33,7 +33,7 @@
 #if defined(__SANITIZE_ADDRESS__)
 #define __shared__ static  // thread_local variables get no red zones
 #else
-#define __shared__ static thread_local  // see kernel_thread.h
+#define __shared__ static thread_local  // see static_shared.h
 #endif
 
 // Read-only, as in a kernel.

@@ -289,6 +289,14 @@ TEST(EmulatorCudaDeathTest, ErrorsOfKernelsNameLaunchAndThread) {
                "thread \\(32, 0, 0\\) waits in __syncthreads");
   EXPECT_DEATH(run(foreign_mask), "thread \\(1, 0, 0\\): the mask of a shuffle lacks the thread");
 #if !defined(__SANITIZE_ADDRESS__)
+  EXPECT_DEATH(
+      {
+        const Setting protect("JIBOIA_EMULATED_PROTECTION", "1");
+        CudaExec gpu;
+        const Numbers<int> numbers(gpu, 1);
+        *numbers.data() = 1;
+      },
+      "CPU code reads or writes GPU memory");
   EXPECT_DEATH(run(write_past_shared), "wrote past the 60 bytes of dynamic shared memory");
 #endif
 }

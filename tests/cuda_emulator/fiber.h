@@ -5,7 +5,7 @@
 namespace jiboia::emulated {
 
 /// A function with a stack of its own that hands control back in the middle: a thread of a kernel
-/// between two barriers. Every fiber belongs to the OS thread that resumes it.
+/// between two barriers.
 class Fiber {
  public:
   /// `body(context)` starts at the first resume(). It may not return and may not throw.

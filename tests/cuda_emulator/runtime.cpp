@@ -1,20 +1,17 @@
 #include <cuda_runtime_api.h>
-#include <sys/sysinfo.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <string>
+
+#include "tests/cuda_emulator/environment.h"
+#include "tests/cuda_emulator/gpu_memory.h"
 
 /// The functions of the CUDA runtime that this project calls, on memory of this machine. What is
 /// asked for is done when the call returns, so streams and events have nothing to wait for.
-/// JIBOIA_EMULATED_GPUS is the number of GPUs (1), JIBOIA_EMULATED_MEMORY the bytes of memory that
-/// each has (those of this machine).
+/// JIBOIA_EMULATED_GPUS is the number of GPUs.
 
 struct CUstream_st {
   int device;
@@ -24,31 +21,11 @@ struct CUevent_st {
   std::chrono::steady_clock::time_point time;
 };
 
+using namespace jiboia::emulated;
+
 namespace {
 
-/// What no program should take for data that it wrote: NaN as a float, -1 as an integer.
-constexpr int kGarbage = 0xFF;
-constexpr std::size_t kAlignment = 256;
-
-std::size_t from_environment(const char* name, std::size_t otherwise) {
-  const char* text = std::getenv(name);
-  if (!text || !*text) return otherwise;
-  char* end = nullptr;
-  const unsigned long long value = std::strtoull(text, &end, 10);
-  if (*end != 0) {
-    std::fprintf(stderr, "%s is %s, not a number\n", name, text);
-    std::abort();
-  }
-  return value;
-}
-
 int device_count() { return static_cast<int>(from_environment("JIBOIA_EMULATED_GPUS", 1)); }
-
-std::size_t memory_bytes() {
-  struct sysinfo info {};
-  sysinfo(&info);
-  return from_environment("JIBOIA_EMULATED_MEMORY", std::size_t{info.totalram} * info.mem_unit);
-}
 
 thread_local int current_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
@@ -58,88 +35,17 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
-struct Allocation {
-  std::size_t bytes;
-  int device;
-};
-
-/// Memory of one kind, by address.
-class Memory {
- public:
-  cudaError_t allocate(void** to, std::size_t bytes, int device, std::size_t limit) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    *to = nullptr;
-    if (bytes == 0) return cudaSuccess;
-    if (used_of(device) + bytes > limit || used_of(device) + bytes < bytes) {
-      return cudaErrorMemoryAllocation;
-    }
-    // A multiple of the alignment, which AddressSanitizer would take for usable, is not asked for.
-    void* memory = nullptr;
-    if (posix_memalign(&memory, kAlignment, bytes) != 0) return cudaErrorMemoryAllocation;
-    std::memset(memory, kGarbage, bytes);
-    allocations_[static_cast<std::byte*>(memory)] = {bytes, device};
-    *to = memory;
-    return cudaSuccess;
-  }
-  cudaError_t free(void* memory) {
-    if (!memory) return cudaSuccess;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (allocations_.erase(static_cast<std::byte*>(memory)) == 0) return cudaErrorInvalidValue;
-    std::free(memory);
-    return cudaSuccess;
-  }
-  std::size_t used(int device) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return used_of(device);
-  }
-  /// Whether an allocation begins at or before `data` and goes on for `bytes`.
-  enum class Place { kElsewhere, kInside, kAcrossTheEnd };
-  Place place_of(const void* data, std::size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto* start = static_cast<const std::byte*>(data);
-    auto after = allocations_.upper_bound(const_cast<std::byte*>(start));
-    if (after == allocations_.begin()) return Place::kElsewhere;
-    const auto& [memory, allocation] = *--after;
-    if (start >= memory + allocation.bytes) return Place::kElsewhere;
-    return start + bytes <= memory + allocation.bytes ? Place::kInside : Place::kAcrossTheEnd;
-  }
-
- private:
-  std::size_t used_of(int device) const {
-    std::size_t sum = 0;
-    for (const auto& [memory, allocation] : allocations_) {
-      if (allocation.device == device) sum += allocation.bytes;
-    }
-    return sum;
-  }
-  std::mutex mutex_;
-  std::map<std::byte*, Allocation> allocations_;
-};
-
-// Never destroyed: buffers of static storage may be freed after every static object here.
-Memory& gpu_memory() {
-  static Memory* memory = new Memory;
-  return *memory;
-}
-Memory& pinned_memory() {
-  static Memory* memory = new Memory;
-  return *memory;
-}
-
 cudaError_t check_side(const void* data, std::size_t bytes, bool on_gpu) {
-  const Memory::Place place = gpu_memory().place_of(data, bytes);
-  if (place == Memory::Place::kAcrossTheEnd) return cudaErrorInvalidValue;
-  return (place == Memory::Place::kInside) == on_gpu ? cudaSuccess : cudaErrorInvalidValue;
+  const Place wanted = on_gpu ? Place::kInGpuMemory : Place::kElsewhere;
+  return place_of(data, bytes) == wanted ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 cudaError_t check_copy(const void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-  if (bytes == 0) return cudaSuccess;
-  using Place = Memory::Place;
-  if (gpu_memory().place_of(to, bytes) == Place::kAcrossTheEnd ||
-      gpu_memory().place_of(from, bytes) == Place::kAcrossTheEnd) {
-    return cudaErrorInvalidValue;
+  if (kind == cudaMemcpyDefault) {
+    const bool fits = place_of(to, bytes) != Place::kPastAllocation &&
+                      place_of(from, bytes) != Place::kPastAllocation;
+    return fits ? cudaSuccess : cudaErrorInvalidValue;
   }
-  if (kind == cudaMemcpyDefault) return cudaSuccess;
   const bool to_gpu = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_gpu = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const cudaError_t error = check_side(to, bytes, to_gpu);
@@ -170,7 +76,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= device_count()) return result(cudaErrorInvalidDevice);
   *properties = {};
   std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
-  properties->totalGlobalMem = memory_bytes();
+  properties->totalGlobalMem = gpu_memory_bytes();
   properties->major = 9;
   properties->multiProcessorCount = 4;
   properties->warpSize = 32;
@@ -220,33 +126,46 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  return result(gpu_memory().allocate(memory, bytes, current_device, memory_bytes()));
+  return result(allocate_gpu_memory(memory, bytes, current_device));
 }
-cudaError_t cudaFree(void* memory) { return result(gpu_memory().free(memory)); }
+cudaError_t cudaFree(void* memory) { return result(free_gpu_memory(memory)); }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
-  return result(pinned_memory().allocate(memory, bytes, 0, SIZE_MAX));
+  const std::size_t page = 4096;
+  *memory = std::aligned_alloc(page, (bytes + page - 1) / page * page);
+  if (!*memory) return result(cudaErrorMemoryAllocation);
+  std::memset(*memory, 0xFF, bytes);  // nothing that a program could take for its own
+  return cudaSuccess;
 }
-cudaError_t cudaFreeHost(void* memory) { return result(pinned_memory().free(memory)); }
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
 
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *total = memory_bytes();
-  *free = *total - std::min(*total, gpu_memory().used(current_device));
+  *total = gpu_memory_bytes();
+  *free = *total - std::min(*total, used_gpu_memory(current_device));
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  if (bytes == 0) return cudaSuccess;
   const cudaError_t error = check_copy(to, from, bytes, kind);
-  if (error == cudaSuccess) std::memmove(to, from, bytes);
-  return result(error);
+  if (error != cudaSuccess) return result(error);
+  const GpuMemoryAccess access;
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t) {
   return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  if (bytes == 0) return cudaSuccess;
   const cudaError_t error = check_side(to, bytes, true);
-  if (error == cudaSuccess) std::memset(to, value, bytes);
-  return result(error);
+  if (error != cudaSuccess) return result(error);
+  const GpuMemoryAccess access;
+  std::memset(to, value, bytes);
+  return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
   return cudaMemset(to, value, bytes);

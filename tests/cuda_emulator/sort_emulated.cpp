@@ -4,6 +4,7 @@
 
 #include "core/cuda/sort.h"
 #include "core/error.h"
+#include "tests/cuda_emulator/gpu_memory.h"
 
 namespace jiboia::cuda {
 
@@ -16,6 +17,7 @@ void sort_pairs(CudaExec&, const char* op, const SortPairs& pairs, std::span<std
   require(static_cast<std::int64_t>(scratch.size()) >= wanted, ErrorKind::kInternal,
           "{}: sorting {} pairs needs {} bytes of scratch, got {}", op, pairs.count, wanted,
           scratch.size());
+  const emulated::GpuMemoryAccess access;
   for (std::int64_t i = 0; i < pairs.count; ++i) {
     require(pairs.keys[i] >= 0 && pairs.keys[i] < pairs.key_limit, ErrorKind::kInternal,
             "{}: key {} of pair {} is not in [0, {})", op, pairs.keys[i], i, pairs.key_limit);
