@@ -8,7 +8,7 @@ bf16 autocast with fp32 weights: as fast as these libraries go without changing 
 MambaLMHeadModel with fused add and norm, and a compiled loss; `transformers` is MambaForCausalLM on the same kernels.
 Every figure is the median of --repeats after --warmup, by CUDA events. --output and --ours hold one JSON object a line,
 {"name": ..., "value": ...}; what --ours names like a line of the table, without the program, stands beside it with how
-many times better it is. Run it on an idle GPU. Needs torch, transformers, mamba_ssm and causal-conv1d built for the GPU.
+many times better it is. Run it on an idle GPU. Needs torch, transformers, mamba_ssm and causal-conv1d.
 """
 
 import argparse
