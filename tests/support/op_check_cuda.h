@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/support/device_tensor.h"
+#include "tests/support/emulated_order.h"
 #include "tests/support/op_check.h"
 
 /// One call tests an op on the GPU: check_op_cuda(OpCheck<Op>{...}).
@@ -63,6 +64,7 @@ class CudaChecker {
     note(base.failures);
     compare("", base, exact, 0);
     compare("added ", run({.prefill = Prefill::kOnes}), exact, 1);
+    const OtherEmulatedOrder order;
     const Run again = run({.scratch_fill = std::byte{0}});
     note(again.failures);
     note(changes(again.out, base.out, Op::kOutputs, "has other bits again"));
