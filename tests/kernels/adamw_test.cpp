@@ -186,6 +186,36 @@ void expect_copy_of_values(Exec& exec) {
   }
 }
 
+/// Many sizes, and addresses that are no multiples of 16 bytes; twice, with the same bits.
+void expect_formula_at_many_sizes(Exec& exec) {
+  for (std::int64_t n : {1, 3, 63, 64, 65, 1023, 1024, 1025, 40'003}) {
+    for (std::int64_t begin : {0, 1, 2, 3}) {
+      if (begin >= n) continue;
+      auto before = random_state<float>(n);
+      before.compute.assign(static_cast<std::size_t>(n), 0x3F80);
+      const auto after = updated(exec, before, numbers(), 1, all_decay(n - begin), begin);
+      const auto exact = formula(before, numbers(), 1, all_decay(n));
+      for (std::int64_t k = 0; k < n; ++k) {
+        const auto i = static_cast<std::size_t>(k);
+        const bool changed = k >= begin;
+        const auto old = static_cast<double>(before.value[i]);
+        ASSERT_NEAR(after.value[i], changed ? exact.value[i] : old, 3e-6) << i << " of " << n;
+        ASSERT_NEAR(after.exp_avg[i], changed ? exact.exp_avg[i] : before.exp_avg[i], 1e-6) << i;
+        ASSERT_NEAR(after.exp_avg_sq[i], changed ? exact.exp_avg_sq[i] : before.exp_avg_sq[i], 1e-6)
+            << i;
+        ASSERT_EQ(after.compute[i], changed ? bf16_from_float(after.value[i]) : 0x3F80) << i;
+      }
+      EXPECT_EQ(after.gradient, before.gradient);
+      EXPECT_EQ(updated(exec, before, numbers(), 1, all_decay(n - begin), begin), after);
+    }
+  }
+}
+
+void expect_nothing_for_no_elements(Exec& exec) {
+  const State<float> none;
+  EXPECT_EQ(updated(exec, none, numbers(), 1, {}), none);
+}
+
 TEST(AdamW, DecaysBlocksByTheTable) {
   Exec cpu = CpuExec(1);
   expect_decay_by_table(cpu);
@@ -205,6 +235,21 @@ TEST(AdamW, WritesARoundedCopyOfTheValues) {
   Exec cpu = CpuExec(1);
   expect_copy_of_values(cpu);
 }
+
+TEST(AdamW, TakesManySizesAndAddresses) {
+  Exec cpu = CpuExec(1);
+  expect_formula_at_many_sizes(cpu);
+  expect_nothing_for_no_elements(cpu);
+}
+
+TEST(AdamWCuda, DecaysBlocksByTheTable) { run_on_gpu(expect_decay_by_table); }
+TEST(AdamWCuda, ClipsByTheNorm) { run_on_gpu(expect_clip); }
+TEST(AdamWCuda, ChangesNothingWhenTheNormIsNotFinite) {
+  run_on_gpu(expect_no_change_by_a_norm_that_is_not_finite);
+}
+TEST(AdamWCuda, WritesARoundedCopyOfTheValues) { run_on_gpu(expect_copy_of_values); }
+TEST(AdamWCuda, TakesManySizesAndAddresses) { run_on_gpu(expect_formula_at_many_sizes); }
+TEST(AdamWCuda, TakesNoElements) { run_on_gpu(expect_nothing_for_no_elements); }
 
 TEST(AdamW, RefusesTensorsThatDoNotFit) {
   Exec exec = CpuExec(1);

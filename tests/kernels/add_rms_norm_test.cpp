@@ -1,6 +1,6 @@
 #include "kernels/add_rms_norm/add_rms_norm.h"
 
-#include "tests/support/op_check.h"
+#include "tests/support/op_check_cuda.h"
 
 namespace jiboia::test {
 namespace {
@@ -50,6 +50,30 @@ TEST(AddRmsNorm, PassesOpCheck) {
 
 TEST(AddRmsNorm, PlantedErrorsAreCaught) {
   check_op(check_of({2, 3, 17}, true), PlantErrors::kYes);
+}
+
+TEST(AddRmsNormCuda, PassesOpCheck) {
+  // Rows that are no whole vectors, rows that share a block, rows of one and of many warps, and
+  // rows that are too long for registers.
+  for (std::int64_t E : {1, 3, 4, 33, 768, 1024, 1028, 2048, 2052, 4096, 4097, 16'384, 16'388}) {
+    for (std::int64_t rows : {1, 3, 5}) {
+      SCOPED_TRACE(fmt::format("E {}, rows {}", E, rows));
+      check_op_cuda(check_of({rows, E}, true));
+      if (rows == 3) check_op_cuda(check_of({rows, 1, E}, false));
+    }
+  }
+}
+
+TEST(AddRmsNormCuda, PassesOpCheckOverManyRows) {
+  // More rows than there are tiles, so that a tile has several.
+  check_op_cuda(check_of({513, 5}, true));
+  check_op_cuda(check_of({513, 4}, true));
+  check_op_cuda(check_of({2049, 4}, true));
+}
+
+TEST(AddRmsNormCuda, PlantedErrorsAreCaught) {
+  check_op_cuda(check_of({2, 3, 17}, true), PlantErrors::kYes);
+  check_op_cuda(check_of({2, 3, 16}, true), PlantErrors::kYes);
 }
 
 }  // namespace

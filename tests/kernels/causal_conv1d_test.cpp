@@ -1,5 +1,7 @@
 #include "kernels/causal_conv1d/causal_conv1d.h"
 
+#include <fmt/ranges.h>
+
 #include "tests/support/op_run.h"
 
 namespace jiboia::test {
@@ -232,6 +234,187 @@ TEST(CausalConv1d, MeetsTheTolerancesOfCausalConv1d) {
       expect_all_close(single.grad_in.bias, exact.grad_in.bias, 1e-3, 1e-3);
     }
   }
+}
+
+TEST(CausalConv1dCuda, PassesOpCheckAtManyLengthsAndWidths) {
+  // Even D walks runs of steps, in chunks of 8: up to 16 steps a run forward, up to 16 with the
+  // steps behind it backward, four runs a block. Odd D, and other widths, go element by element.
+  for (std::int64_t L : {1, 2, 3, 7, 8, 9, 13, 14, 15, 16, 17, 26, 52, 53, 65}) {
+    for (std::int64_t W : {1, 2, 3, 4, 5}) {
+      SCOPED_TRACE(fmt::format("L {}, W {}", L, W));
+      check_op_cuda(check_of(2, L, 2, W));
+      if (L < 9) check_op_cuda(check_of(2, L, 3, W));
+    }
+  }
+  check_op_cuda(check_of(1, 40, 2, 35));
+  check_op_cuda(check_of(2, 2049, 2, 4));
+}
+
+TEST(CausalConv1dCuda, PassesOpCheckAtManySizes) {
+  for (std::int64_t D : {1, 2, 33, 34, 126, 127, 128, 130, 258}) {
+    SCOPED_TRACE(fmt::format("D {}", D));
+    check_op_cuda(check_of(1, 1, D, 4));
+    check_op_cuda(check_of(3, 19, D, 4));
+  }
+}
+
+TEST(CausalConv1dCuda, PassesOpCheckWithLongRuns) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  if (gpu_is_emulated()) GTEST_SKIP() << "takes minutes on the emulated GPU";
+  check_op_cuda(check_of(128, 64, 1024, 4));  // runs of 32 steps
+}
+
+TEST(CausalConv1dCuda, NeedsNoBias) {
+  for (std::int64_t D : {17, 18}) {
+    auto check = check_of(2, 5, D, 4);
+    check.inputs.bias = {};
+    check_op_cuda(check);
+  }
+}
+
+TEST(CausalConv1dCuda, TakesSlicesOfColumns) {
+  // Where slices or their rows begin at odd elements, there are no pairs of channels.
+  for (std::int64_t before : {0, 1, 2, 6}) {
+    for (std::int64_t after : {0, 1, 4}) {
+      for (std::int64_t D : {17, 18}) {
+        SCOPED_TRACE(fmt::format("D {}, {} before, {} after", D, before, after));
+        auto check = check_of(2, 20, D, 4);
+        check.inputs.x.columns_before = before;
+        check.inputs.x.columns_after = after;
+        check_op_cuda(check);
+      }
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, PlantedErrorsAreCaught) {
+  check_op_cuda(check_of(2, 6, 3, 4), PlantErrors::kYes);
+  check_op_cuda(check_of(2, 18, 4, 4), PlantErrors::kYes);
+}
+
+TEST(CausalConv1dCuda, ReadsHistory) {
+  for (std::int64_t D : {5, 6}) {
+    for (std::int64_t L : {1, 2, 3, 5, 40}) {
+      for (std::int64_t W : {1, 2, 4}) {
+        SCOPED_TRACE(fmt::format("D {}, L {}, W {}", D, L, W));
+        auto check = check_of(2, L, D, W);
+        add_history(check);
+        check_op_cuda(check);
+      }
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, StopsAtDocumentStarts) {
+  for (const auto& starts : std::vector<std::vector<std::int32_t>>{
+           {}, {1}, {2}, {5, 6, 7, 20}, {8, 16, 24}, {13, 26}, {11, 29}, {31}, {30, 34, 36}}) {
+    for (std::int64_t D : {5, 6}) {
+      SCOPED_TRACE(fmt::format("D {}, starts {}", D, fmt::join(starts, ", ")));
+      auto check = check_of(2, 60, D, 4);
+      pack_documents(check, starts);
+      check_op_cuda(check);
+      add_history(check);
+      check.inputs.x.free_dimensions = {};
+      check_op_cuda(check);
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, PackedDocumentsEqualSeparateOnes) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    const std::vector<std::int32_t> starts = {0, 2, 3, 33, 64, 70};
+    auto check = check_of(2, 70, 20, 4);
+    pack_documents(check, {starts.begin(), starts.end() - 1});
+    OpRun<Conv> packed(check, dtype);
+    packed.forward_cuda();
+    packed.grad_out.u = random_like(packed.out.u, 1);
+    packed.backward_cuda();
+    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
+      OpRun<Conv> separate = part_of(packed, starts[i], starts[i + 1]);
+      separate.forward_cuda();
+      separate.grad_out.u = steps_of(packed.grad_out.u, starts[i], starts[i + 1]);
+      separate.backward_cuda();
+      EXPECT_TRUE(steps_of(packed.out.u, starts[i], starts[i + 1]).same_bits(separate.out.u)) << i;
+      EXPECT_TRUE(
+          steps_of(packed.grad_in.x, starts[i], starts[i + 1]).same_bits(separate.grad_in.x))
+          << i;
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, SplitSequenceEqualsTheWhole) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    OpRun<Conv> whole(check_of(2, 40, 22, 4), dtype);
+    whole.forward_cuda();
+    for (std::int64_t split : {3, 17, 39}) {
+      OpRun<Conv> second = part_of(whole, split, 40);
+      second.in.history = steps_of(whole.in.x, split - 3, split);
+      second.forward_cuda();
+      EXPECT_TRUE(steps_of(whole.out.u, split, 40).same_bits(second.out.u)) << split;
+    }
+  }
+}
+
+/// Sigmoids that overflow on the way have their limits.
+TEST(CausalConv1dCuda, TakesLargeInputs) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (std::int64_t D : {4, 5}) {
+      OpRun<Conv> run(check_of(1, 3, D, 2), dtype);
+      run.in.bias.fill(0);
+      for (std::int64_t d = 0; d < D; ++d) {
+        run.in.weight.set(2 * d, 0);
+        run.in.weight.set(2 * d + 1, 1);
+        run.in.x.set(d, -1e4);
+        run.in.x.set(D + d, 1e4);
+        run.in.x.set(2 * D + d, -100);
+      }
+      run.forward_cuda();
+      run.grad_out.u = run.in.x;
+      run.grad_out.u.fill(1);
+      run.backward_cuda();
+      for (std::int64_t d = 0; d < D; ++d) {
+        EXPECT_EQ(run.out.u.get(d), 0);
+        EXPECT_EQ(run.out.u.get(D + d), run.in.x.get(D + d));
+        EXPECT_NEAR(run.out.u.get(2 * D + d), 0, 1e-40);
+        EXPECT_EQ(run.grad_in.x.get(D + d), 1);
+        EXPECT_NEAR(run.grad_in.x.get(2 * D + d), 0, 1e-37);
+        EXPECT_EQ(run.grad_in.bias.get(d), 1);
+      }
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, NaNStaysInItsChannelAndWindow) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    OpRun<Conv> run(check_of(2, 20, 20, 4), dtype);
+    constexpr std::int64_t kChannel = 5, kStep = 4;
+    run.in.x.set(kStep * 20 + kChannel, std::numeric_limits<double>::quiet_NaN());
+    run.forward_cuda();
+    run.grad_out.u = random_like(run.out.u, 5);
+    run.backward_cuda();
+    for (std::int64_t i = 0; i < run.out.u.size(); ++i) {
+      const std::int64_t batch = i / 400, step = i / 20 % 20, channel = i % 20;
+      const bool touched = batch == 0 && channel == kChannel;
+      EXPECT_EQ(std::isnan(run.out.u.get(i)), touched && step >= kStep && step < kStep + 4) << i;
+      EXPECT_FALSE(!touched && std::isnan(run.grad_in.x.get(i))) << i;
+    }
+    for (std::int64_t d = 0; d < 20; ++d) {
+      EXPECT_EQ(std::isnan(run.grad_in.bias.get(d)), d == kChannel) << d;
+    }
+  }
+}
+
+TEST(CausalConv1dCuda, TakesNoBatchRows) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  OpRun<Conv> run(check_of(1, 3, 4, 4));
+  run.in.x = TestTensor(Spec(Dtype::kF32, {0, 3, 4}));
+  run.forward_cuda();
+  run.backward_cuda();
+  EXPECT_EQ(run.grad_in.weight.largest(), 0);
 }
 
 TEST(CausalConv1d, TakesNoBatchRows) {

@@ -65,6 +65,9 @@ TEST(Convert, TakesEverySize) {
   expect_conversion_of_many_sizes(cpu);
 }
 
+TEST(ConvertCuda, RoundsToNearestTiesToEven) { run_on_gpu(expect_rounding); }
+TEST(ConvertCuda, TakesEverySize) { run_on_gpu(expect_conversion_of_many_sizes); }
+
 TEST(Convert, RefusesTensorsThatDoNotFit) {
   Exec exec = CpuExec(1);
   CpuExec& cpu = std::get<CpuExec>(exec);

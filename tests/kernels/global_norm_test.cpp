@@ -85,6 +85,26 @@ void expect_first_not_finite(Exec& exec) {
   }
 }
 
+/// More than kNormBlock partial sums, so that the tree has a further level.
+void expect_levels(Exec& exec) {
+  const std::int64_t n = kNormBlock * kNormBlock + kNormBlock + 5;
+  auto values = filled(n, 0.5);
+  EXPECT_DOUBLE_EQ(norm_of(exec, values).norm, 0.5 * std::sqrt(static_cast<double>(n)));
+  for (std::int64_t at : {n - 1, kNormBlock * kNormBlock, kNormBlock * kNormBlock - 1,
+                          std::int64_t{123'456}, std::int64_t{0}}) {
+    values[static_cast<std::size_t>(at)] = std::numeric_limits<float>::infinity();
+    EXPECT_EQ(norm_of(exec, values), (Result{kInfinity, at}));
+  }
+}
+
+void expect_same_norm_at_any_address(Exec& exec) {
+  std::vector<float> values = random_values(50'000);
+  const Result result = norm_of(exec, values);
+  EXPECT_EQ(norm_of(exec, values), result);
+  values.insert(values.begin(), 1e9F);
+  EXPECT_EQ(norm_of(exec, values, 1), result);
+}
+
 TEST(GlobalNorm, IsExactForLargeAndSmallElements) {
   Exec cpu = CpuExec(1);
   expect_exact_norms(cpu);
@@ -110,6 +130,16 @@ TEST(GlobalNorm, DoesNotDependOnThreads) {
   EXPECT_EQ(norm_of(one, values), norm_of(two, values));
   EXPECT_EQ(norm_of(one, values), norm_of(three, values));
 }
+
+TEST(GlobalNorm, DoesNotDependOnTheAddress) {
+  Exec cpu = CpuExec(1);
+  expect_same_norm_at_any_address(cpu);
+}
+
+TEST(GlobalNormCuda, IsExactForLargeAndSmallElements) { run_on_gpu(expect_exact_norms); }
+TEST(GlobalNormCuda, TellsOfElementsThatAreNotFinite) { run_on_gpu(expect_first_not_finite); }
+TEST(GlobalNormCuda, AddsSeveralLevels) { run_on_gpu(expect_levels); }
+TEST(GlobalNormCuda, DoesNotDependOnTheAddress) { run_on_gpu(expect_same_norm_at_any_address); }
 
 TEST(GlobalNorm, RefusesTensorsThatDoNotFit) {
   Exec exec = CpuExec(1);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "tests/support/gpu.h"
 
 namespace jiboia::test {
 
@@ -57,5 +58,16 @@ class Placed {
   Dtype dtype_;
   Buffer memory_;
 };
+
+/// Runs test(exec) on the GPU; skips without one.
+inline void run_on_gpu(void (*test)(Exec&)) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+#if JIBOIA_WITH_CUDA
+  Exec exec = CudaExec(0);
+  test(exec);
+#else
+  (void)test;
+#endif
+}
 
 }  // namespace jiboia::test

@@ -1,0 +1,165 @@
+#include "kernels/causal_conv1d/causal_conv1d_runs.cuh"
+#include "kernels/column_sums.cuh"
+
+namespace jiboia {
+namespace {
+
+// The kernels of this file take every width and every layout, element by element.
+
+template <class T>
+__device__ float convolve(const Operands<T>& at, std::int64_t batch, std::int64_t t,
+                          std::int64_t channel) {
+  float s = at.bias ? at.bias[channel] : 0;
+  for (int back = at.reach(batch, t); back >= 0; --back) {
+    const T* from = at.step(batch, t - back);
+    if (from) s += at.weight[channel * at.W + at.W - 1 - back] * cuda::to_float(from[channel]);
+  }
+  return s;
+}
+
+/// Block kThreads, a thread an element; no shared memory.
+template <class T>
+__global__ void __launch_bounds__(kThreads) forward_any(const Operands<T> at, Rows<T> u) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t row = i / at.D, channel = i % at.D;
+  if (row >= at.B * at.L) return;
+  const float s = convolve(at, row / at.L, row % at.L, channel);
+  u[row][channel] = cuda::from_float<T>(s * sigmoid<T>(s));
+}
+
+/// The gradient of s.
+template <class T>
+__device__ float grad_of_s(const Operands<T>& at, const Rows<const T>& grad_u, std::int64_t batch,
+                           std::int64_t t, std::int64_t channel) {
+  if (!grad_u.data) return 0;
+  const float grad = cuda::to_float(grad_u[batch * at.L + t][channel]);
+  return grad * silu_slope<T>(convolve(at, batch, t, channel));
+}
+
+/// Block kThreads, a thread an element; no shared memory. W^2 multiplications an element.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    grad_x_any(const Operands<T> at, Rows<const T> grad_u, GradRows<T> grad_x) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t row = i / at.D, channel = i % at.D;
+  if (row >= at.B * at.L) return;
+  const std::int64_t batch = row / at.L, t = row % at.L;
+  float grad = 0;
+  for (std::int64_t later = 0; later < at.W && t + later < at.L; ++later) {
+    if (later > at.reach(batch, t + later)) continue;
+    grad += at.weight[channel * at.W + at.W - 1 - later] *
+            grad_of_s(at, grad_u, batch, t + later, channel);
+  }
+  cuda::put(grad_x.add, grad_x[row][channel], grad);
+}
+
+/// Block kThreads, a thread a channel of a tile of steps, whose sums grow in memory; no shared
+/// memory.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sums_any(const Operands<T> at, const Cut cut, Rows<const T> grad_u, Partials partials) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t tile = i / at.D, channel = i % at.D;
+  if (tile >= cut.tiles) return;
+  const std::int64_t batch = tile / cut.tiles_per_row;
+  const std::int64_t begin = tile % cut.tiles_per_row * cut.steps * kLanes;
+  const std::int64_t end = begin + cut.steps * kLanes < at.L ? begin + cut.steps * kLanes : at.L;
+  float* weight_sums = partials.weight ? partials.weight + i * at.W : nullptr;
+  for (std::int64_t k = 0; weight_sums && k < at.W; ++k) weight_sums[k] = 0;
+  float bias_sum = 0;
+  for (std::int64_t t = begin; t < end; ++t) {
+    const float grad = grad_of_s(at, grad_u, batch, t, channel);
+    bias_sum += grad;
+    for (int back = at.reach(batch, t); weight_sums && back >= 0; --back) {
+      const T* from = at.step(batch, t - back);
+      if (from) weight_sums[at.W - 1 - back] += grad * cuda::to_float(from[channel]);
+    }
+  }
+  if (partials.bias) partials.bias[i] = bias_sum;
+}
+
+/// Whether the kernels of runs take these tensors.
+bool takes_pairs(std::int64_t W, std::initializer_list<Tensor> tensors) {
+  bool pairs = W >= 2 && W <= kMaxTaps;
+  for (const Tensor& tensor : tensors) pairs = pairs && cuda::takes_vectors<kPair>(tensor);
+  return pairs;
+}
+
+/// What a thread of backward_runs walks behind its run.
+std::int64_t steps_behind(std::int64_t W) { return W <= kMaxTaps ? W - 1 : 0; }
+
+/// Calls visitor.template operator()<kTaps>() with kTaps = W, which is 2, 3 or 4.
+template <class Visitor>
+void visit_taps(std::int64_t W, Visitor visitor) {
+  if (W == 2) visitor.template operator()<2>();
+  if (W == 3) visitor.template operator()<3>();
+  if (W == 4) visitor.template operator()<4>();
+}
+
+dim3 grid_of_elements(std::int64_t elements) {
+  return dim3(static_cast<unsigned>(cuda::ceil_div(elements, kThreads)));
+}
+
+}  // namespace
+
+std::int64_t CausalConv1d::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
+                                         const Attrs&) {
+  if (pass == Pass::kForward) return 0;
+  const std::int64_t D = in.x.shape[2], W = in.weight.shape[1];
+  const Cut cut(in.x.shape[0], in.x.shape[1], D, steps_behind(W));
+  return static_cast<std::int64_t>(ScratchReader::padded_bytes<float>(cut.tiles * D * W) +
+                                   ScratchReader::padded_bytes<float>(cut.tiles * D));
+}
+
+void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args) {
+  const In<>& in = args.in;
+  cuda::visit_stored(in.x.dtype, [&]<class T>() {
+    const Operands<T> at(in);
+    const Rows<T> u(args.out.u);
+    if (!takes_pairs(at.W, {in.x, in.history, args.out.u})) {
+      cuda::launch(gpu, kName, forward_any<T>,
+                   {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at, u);
+      return;
+    }
+    const Cut cut(at.B, at.L, at.D, 0);
+    visit_taps(at.W, [&]<int kTaps>() {
+      cuda::launch(gpu, kName, forward_runs<T, kTaps>,
+                   {.grid = cut.grid(), .block = dim3(kPairs, kLanes)}, at, cut, u);
+    });
+  });
+}
+
+void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& args) {
+  const In<>& in = args.in;
+  const Grad &grad_weight = args.grad_in.weight, &grad_bias = args.grad_in.bias;
+  cuda::visit_stored(in.x.dtype, [&]<class T>() {
+    const Operands<T> at(in);
+    const Cut cut(at.B, at.L, at.D, steps_behind(at.W));
+    const Rows<const T> grad_u(args.grad_out.u);
+    const GradRows<T> grad_x(args.grad_in.x);
+    ScratchReader scratch(args.scratch);
+    Partials partials;
+    if (grad_weight) partials.weight = scratch.take<float>(cut.tiles * at.D * at.W);
+    if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
+    if (grad_u.data && takes_pairs(at.W, {in.x, in.history, args.grad_out.u, args.grad_in.x})) {
+      visit_taps(at.W, [&]<int kTaps>() {
+        cuda::launch(gpu, kName, backward_runs<T, kTaps>,
+                     {.grid = cut.grid(), .block = dim3(kPairs, kLanes)}, at, cut, grad_u, grad_x,
+                     partials);
+      });
+    } else {
+      if (args.grad_in.x) {
+        cuda::launch(gpu, kName, grad_x_any<T>,
+                     {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at,
+                     grad_u, grad_x);
+      }
+      cuda::launch(gpu, kName, sums_any<T>,
+                   {.grid = grid_of_elements(cut.tiles * at.D), .block = dim3(kThreads)}, at, cut,
+                   grad_u, partials);
+    }
+    if (grad_weight) cuda::sum_partials(gpu, kName, partials.weight, cut.tiles, grad_weight);
+    if (grad_bias) cuda::sum_partials(gpu, kName, partials.bias, cut.tiles, grad_bias);
+  });
+}
+
+}  // namespace jiboia
