@@ -32,7 +32,7 @@ int train(const Arguments& arguments) {
   // What is quick to see comes first: verifying the data can take minutes.
   require_data(config);
   RunFolder folder(config.output_dir);
-  if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint.keep).steps().empty()) {
+  if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint).steps().empty()) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",
          folder.checkpoints().string());
   }

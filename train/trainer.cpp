@@ -67,11 +67,12 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
       optimizer_(config.optim, parameters_),
       uploader_(exec, config.train.micro_batch_size, config.data.seq_len),
       reports_{StepReport(exec, micro_batches()), StepReport(exec, micro_batches())},
-      checkpoints_(folder, config.checkpoint.keep),
+      checkpoints_(folder, config.checkpoint),
       progress_(config.log.every) {}
 
 void Trainer::start(DataChange data_change) {
-  folder_.warn_if_space_is_short(CheckpointStore::bytes(parameters_.parameter_count()));
+  folder_.warn_if_space_is_short(
+      CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents));
   log::info("{} parameters, {} in all, on {}\n{}", parameters_.parameter_count(),
             byte_text(plan_.total_bytes()), describe(exec_), optimizer_.describe());
 

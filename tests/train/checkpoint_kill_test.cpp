@@ -117,7 +117,7 @@ class CheckpointKillTest : public testing::Test {
   /// and step 4 is unfinished. Keeping two then means that step 1 goes.
   void SetUp() override {
     const RunFolder run(prepared_);
-    CheckpointStore store(run, 0);
+    CheckpointStore store(run, {.keep = 0});
     for (const std::int64_t step : {1, 2, 3, 4}) save(store, step);
     fs::resize_file(store.path_of(3) / "config.json", 5);
     fs::rename(store.path_of(4), store.path_of(4).string() + ".tmp-0123");
@@ -160,7 +160,7 @@ class CheckpointKillTest : public testing::Test {
     try {
       if (faulty == Faulty::kFromTheStart) arm();
       const RunFolder run(output_);
-      CheckpointStore store(run, 2);
+      CheckpointStore store(run, {.keep = 2});
       ParameterStore parameters = tiny_store(0);
       if (store.resume({}, DataChange::kRefuse, parameters)->state.step != 2) return kOtherError;
       if (faulty == Faulty::kWhenSaving) arm();
@@ -184,7 +184,7 @@ class CheckpointKillTest : public testing::Test {
   std::int64_t check_next_start() {
     const RunFolder run(output_);
     testing::internal::CaptureStderr();
-    CheckpointStore store(run, 2);
+    CheckpointStore store(run, {.keep = 2});
     testing::internal::GetCapturedStderr();
     for (const auto& entry : fs::directory_iterator(run.checkpoints()))
       EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
@@ -330,7 +330,7 @@ TEST_F(CheckpointKillTest, OlderOnesStayWhenTheNewOneReadsBackDifferently) {
 /// After a power failure, only what was synced is certain to be there.
 TEST_F(CheckpointKillTest, EverythingIsSyncedBeforeItCounts) {
   const RunFolder run(output_);
-  CheckpointStore store(run, 0);
+  CheckpointStore store(run, {.keep = 0});
   std::vector<std::string> events;
   faults.on_call = [&](const char* kind, const std::string& path) {
     events.push_back(std::string(kind) + " " + fs::path(path).filename().string());

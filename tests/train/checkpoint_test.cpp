@@ -69,7 +69,7 @@ class CheckpointTest : public testing::Test {
   /// Saves the given steps in one run; the weights of a step are tiny_store(step).
   void save(const std::vector<std::int64_t>& steps, std::int64_t keep = 0) {
     const RunFolder run(output_);
-    CheckpointStore store(run, keep);
+    CheckpointStore store(run, {.keep = keep});
     for (const std::int64_t step : steps) save_one(store, step);
   }
   static void save_one(CheckpointStore& store, std::int64_t step) {
@@ -84,7 +84,7 @@ class CheckpointTest : public testing::Test {
     testing::internal::CaptureStderr();
     try {
       const RunFolder run(output_);
-      CheckpointStore store(run, 0);
+      CheckpointStore store(run, {.keep = 0});
       resumed = store.resume(tiny_inputs(), DataChange::kRefuse, parameters);
     } catch (...) {
       log_ = testing::internal::GetCapturedStderr();
@@ -141,7 +141,7 @@ TEST_F(CheckpointTest, ResumesFromTheNewest) {
 
 TEST_F(CheckpointTest, TheRunsIdGoesOn) {
   const RunFolder run(output_);
-  CheckpointStore first(run, 0), second(run, 0), third(run, 0);
+  CheckpointStore first(run, {.keep = 0}), second(run, {.keep = 0}), third(run, {.keep = 0});
   save_one(first, 1);
   EXPECT_NE(first.run_id(), second.run_id());
   ParameterStore parameters = tiny_store(0);
@@ -173,7 +173,7 @@ TEST_F(CheckpointTest, EqualWeightsGiveEqualModelFiles) {
 
 TEST_F(CheckpointTest, SavingTheSameStepAgainDoesNothing) {
   const RunFolder run(output_);
-  CheckpointStore store(run, 0);
+  CheckpointStore store(run, {.keep = 0});
   save_one(store, 5);
   const auto time = fs::last_write_time(folder_of(5));
   save_one(store, 5);
@@ -268,7 +268,7 @@ TEST_F(CheckpointTest, OnlyExactNamesCount) {
     fs::copy(folder_of(9), output_ / "checkpoints" / name, fs::copy_options::recursive);
   overwrite(output_ / "checkpoints/step_00000016", "a file");
   const RunFolder run(output_);
-  EXPECT_EQ(CheckpointStore(run, 0).steps(), (std::vector<std::int64_t>{9, 100000000}));
+  EXPECT_EQ(CheckpointStore(run, {.keep = 0}).steps(), (std::vector<std::int64_t>{9, 100000000}));
 }
 
 TEST_F(CheckpointTest, ACheckpointUnderAnotherStepsNameIsRejected) {
@@ -292,6 +292,19 @@ TEST_F(CheckpointTest, RefusesPartsOfOtherSaves) {
   EXPECT_THAT(resume_error(), HasSubstr("has no optimizer state"));
 }
 
+TEST_F(CheckpointTest, OfWeightsAloneIsAModelButNoRunGoesOnFromIt) {
+  {
+    const RunFolder run(output_);
+    CheckpointStore store(run, {.keep = 0, .contents = CheckpointContents::kWeights});
+    save_one(store, 3);
+  }
+  EXPECT_EQ(find_model(output_), folder_of(3));
+  EXPECT_THAT(resume_error(), AllOf(HasSubstr("has no optimizer state"), HasSubstr("init_from")));
+  ParameterStore parameters = tiny_store(1000);
+  load_model_weights(folder_of(3), parameters);
+  EXPECT_TRUE(equal_bits(parameters.flat_values(), tiny_store(3).flat_values()));
+}
+
 TEST_F(CheckpointTest, RefusesTensorsOfAnotherModel) {
   save({1});
   std::vector<ParameterSpec> specs = tiny_parameters();
@@ -300,7 +313,7 @@ TEST_F(CheckpointTest, RefusesTensorsOfAnotherModel) {
   specs[4].name = "backbone.norm_g.weight";
   ParameterStore other(test_exec(), specs, Dtype::kF32, StoreContents::kValuesAndTraining);
   const RunFolder run(output_);
-  CheckpointStore store(run, 0);
+  CheckpointStore store(run, {.keep = 0});
   try {
     store.resume(tiny_inputs(), DataChange::kRefuse, other);
     FAIL();
@@ -397,7 +410,7 @@ TEST_F(CheckpointTest, KeepsTheNewest) {
   for (const std::int64_t keep : {0, 1, 2, 3, 4}) {
     fs::remove_all(output_);
     const RunFolder run(output_);
-    CheckpointStore store(run, keep);
+    CheckpointStore store(run, {.keep = keep});
     for (std::int64_t step = 1; step <= 6; ++step) {
       save_one(store, step);
       const std::int64_t kept = keep == 0 ? step : std::min(keep, step);
@@ -414,7 +427,7 @@ TEST_F(CheckpointTest, DamagedOnesAreNotCountedAndGiveWay) {
   overwrite(folder_of(3) / "config.json", "{}");
   overwrite(folder_of(4) / "config.json", "{}");
   const RunFolder run(output_);
-  CheckpointStore store(run, 2);
+  CheckpointStore store(run, {.keep = 2});
   ParameterStore parameters = tiny_store(0);
   EXPECT_EQ(store.resume(tiny_inputs(), DataChange::kRefuse, parameters)->state.step, 2);
   save_one(store, 3);  // in the damaged one's place

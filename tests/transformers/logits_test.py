@@ -19,6 +19,7 @@ SHAPES = {
     "rank 7": (BASE | dict(time_step_rank=7, hidden_size=40), 2, 20),
     "one token": (BASE, 3, 1),
     "1000 tokens": (BASE | dict(hidden_size=48), 1, 1000),
+    "rescaled": (BASE | dict(rescale_prenorm_residual=True), 2, 20),
     "wide": (dict(vocab_size=2048, hidden_size=160, num_hidden_layers=4), 2, 256),
 }
 

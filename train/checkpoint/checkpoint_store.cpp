@@ -145,8 +145,8 @@ Newest find_newest(const fs::path& folder) {
 
 }  // namespace
 
-CheckpointStore::CheckpointStore(const RunFolder& folder, std::int64_t keep)
-    : folder_(folder.checkpoints()), keep_(keep), run_id_(new_run_id()) {
+CheckpointStore::CheckpointStore(const RunFolder& folder, const CheckpointConfig& config)
+    : folder_(folder.checkpoints()), config_(config), run_id_(new_run_id()) {
   remove_unfinished(folder_);
 }
 
@@ -193,7 +193,8 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
     fail(known ? known->kind() : ErrorKind::kIo,
          "the checkpoint of step {} could not be saved; it takes {} bytes and {} are free; earlier "
          "ones are as they were: {}",
-         state.step, bytes(parameters.parameter_count()), free_bytes, error.what());
+         state.step, bytes(parameters.parameter_count(), config_.contents), free_bytes,
+         error.what());
   }
   point_latest_at(path_of(state.step));
   has_superseded_ = true;
@@ -217,8 +218,10 @@ void CheckpointStore::write(const fs::path& folder, const TrainerState& state,
   files.push_back({TrainerState::kFileName,
                    write_file_atomically(folder / TrainerState::kFileName, to_text(state))});
   const Rank rank;
-  files.push_back({optimizer_file_name(rank),
-                   write_optimizer_state(folder, parameters, rank, {run_id_, state.step})});
+  if (config_.contents == CheckpointContents::kAll) {
+    files.push_back({optimizer_file_name(rank),
+                     write_optimizer_state(folder, parameters, rank, {run_id_, state.step})});
+  }
 
   Manifest manifest{.run_id = run_id_, .step = state.step};
   for (const WrittenFile& file : files) manifest.files[file.name] = file.digest;
@@ -249,13 +252,13 @@ void CheckpointStore::point_latest_at(const fs::path& folder) const {
 }
 
 void CheckpointStore::remove_older_than(std::int64_t step) {
-  if (keep_ == 0) return;
+  if (config_.keep == 0) return;
   std::vector<std::int64_t> excess;
   std::int64_t kept = 1;  // the new one
   const std::vector<std::int64_t> all = steps();
   for (auto older = all.rbegin(); older != all.rend(); ++older) {
     if (*older >= step) continue;
-    if (kept < keep_ && !damaged_steps_.contains(*older))
+    if (kept < config_.keep && !damaged_steps_.contains(*older))
       ++kept;
     else
       excess.push_back(*older);

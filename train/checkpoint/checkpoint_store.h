@@ -28,12 +28,13 @@ namespace jiboia {
 /// A folder is only ever removed when it holds our marker file.
 class CheckpointStore {
  public:
-  /// `keep`: number of newest checkpoints that remain, 0 for all. Removes what dead runs left
-  /// unfinished. `folder` must outlive the store. Errors: Io.
-  CheckpointStore(const RunFolder& folder, std::int64_t keep);
+  /// Removes what dead runs left unfinished. `folder` must outlive the store. Errors: Io.
+  CheckpointStore(const RunFolder& folder, const CheckpointConfig& config);
 
   /// Bytes of the tensors in a checkpoint of a model of so many parameters.
-  static std::int64_t bytes(std::int64_t parameter_count) { return parameter_count * 3 * 4; }
+  static std::int64_t bytes(std::int64_t parameter_count, CheckpointContents contents) {
+    return parameter_count * (contents == CheckpointContents::kAll ? 3 : 1) * 4;
+  }
 
   /// Steps with a committed checkpoint, in rising order, whether undamaged or not.
   std::vector<std::int64_t> steps() const;
@@ -49,7 +50,8 @@ class CheckpointStore {
   /// Fills the store's values and moments from the newest checkpoint that is undamaged, after a
   /// warning for each newer one that is not. Nothing when there is no committed checkpoint.
   /// Errors: Checkpoint when all are damaged, listing them with the reasons; when the newest was
-  /// written by a newer program; when it is of another model or other data (see check_inputs()).
+  /// written by a newer program; when it is of another model or other data (see check_inputs());
+  /// when it holds weights alone.
   std::optional<Resumed> resume(const RunInputs& now, DataChange data_change,
                                 ParameterStore& parameters);
 
@@ -75,7 +77,7 @@ class CheckpointStore {
   std::filesystem::path retire(const std::filesystem::path& folder) const;
 
   std::filesystem::path folder_;
-  std::int64_t keep_;
+  CheckpointConfig config_;
   std::string run_id_;
   std::int64_t newest_good_step_ = -1;
   bool has_superseded_ = false;  ///< a save has not been followed by remove_superseded() yet

@@ -65,7 +65,10 @@ std::vector<SafetensorsFile> open_all_ranks(const fs::path& folder, const SaveId
     if (manifest && !manifest->files.contains(name)) continue;
     if (std::regex_match(name, match, kName)) names.push_back(name);
   }
-  require(!names.empty(), ErrorKind::kCheckpoint, "'{}' has no optimizer state", folder.string());
+  require(!names.empty(), ErrorKind::kCheckpoint,
+          "'{}' has no optimizer state, so no run can go on from it; a new one can start with its "
+          "weights by init_from",
+          folder.string());
   std::ranges::sort(names);
   std::regex_match(names[0], match, kName);
   const int count = std::stoi(match[1]);

@@ -60,9 +60,15 @@ struct LossConfig {
   bool operator==(const LossConfig&) const = default;
 };
 
+/// What a checkpoint holds beside the model: what a run needs to go on, or nothing.
+enum class CheckpointContents { kAll, kWeights };
+template <>
+inline constexpr std::array kEnumNames<CheckpointContents>{"all", "weights"};
+
 struct CheckpointConfig {
   std::int64_t every = 1000;  ///< steps; 0: only after the last
   std::int64_t keep = 3;      ///< newest checkpoints kept; 0: all
+  CheckpointContents contents = CheckpointContents::kAll;
 
   bool operator==(const CheckpointConfig&) const = default;
 };

@@ -109,6 +109,9 @@ std::vector<Option<RunConfig>> make_run_options() {
       {FIELD(checkpoint.keep), .range = between(0, kManySteps),
        .meaning = "Newest checkpoints that are kept; 0: all.",
        .aliases = {"save_total_limit", "keep_latest_k"}},
+      {FIELD(checkpoint.contents),
+       .meaning = "all, or weights alone: a third of the size, but no run can go on from them.",
+       .aliases = {"save_only_model"}},
 
       {FIELD(eval.every), .range = between(0, kManySteps),
        .meaning = "Steps between validations; 0: never.",

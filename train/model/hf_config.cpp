@@ -129,6 +129,9 @@ std::string hugging_face_config(const ModelConfig& config, Dtype weights) {
   for (const Option<ModelConfig>& option : model_options()) {
     if (!is_token_id(option.path)) json[option.path] = field_to_json(option.field(copy));
   }
+  // transformers 5 divides out_proj by sqrt(num_hidden_layers) whenever it loads a model that says
+  // true. The weights are drawn: how they were is not for those who load them.
+  json["rescale_prenorm_residual"] = false;
   json["intermediate_size"] = config.intermediate_size();
   json["hidden_act"] = "silu";
   add_token_ids(json, config);
