@@ -224,15 +224,26 @@ TEST(CrossEntropyCuda, RoundsLogitsAndTheirGradientsOnly) {
   EXPECT_NEAR(got.loss, want.loss, 1e-5);
   EXPECT_NEAR(got.cross_entropy, want.cross_entropy, 1e-5);
   EXPECT_NEAR(got.lse_squared, want.lse_squared, 1e-4);
-  // A gradient of a logit may be rounded to the other side; grad_x is stored in bf16.
+  // A logit's gradient that lies between two bf16 numbers may go to the other one, which changes E
+  // gradients of each kind a little. grad_x is stored in bf16.
+  std::int64_t others = 0;
+  const auto compare = [&](double value, double exact, double rounding) {
+    const double error = std::abs(value - exact) - rounding * std::abs(exact);
+    EXPECT_LT(error, 2e-4) << value << " is not " << exact;
+    others += !(error <= 1e-6);
+  };
   for (std::size_t i = 0; i < want.grad_x.size(); ++i) {
-    EXPECT_NEAR(got.grad_x[i], want.grad_x[i], 1e-5 + 0x1p-8 * std::abs(want.grad_x[i])) << i;
+    compare(got.grad_x[i], want.grad_x[i], 0x1p-8);
   }
-  EXPECT_THAT(got.grad_weight, testing::Pointwise(testing::DoubleNear(1e-5), want.grad_weight));
+  for (std::size_t i = 0; i < want.grad_weight.size(); ++i) {
+    compare(got.grad_weight[i], want.grad_weight[i], 0);
+  }
+  EXPECT_LE(others, 2 * 2 * E);
 }
 
 TEST(CrossEntropyCuda, AgreesWithTheCpuOverSeveralChunksOfRows) {
   JIBOIA_SKIP_WITHOUT_GPU();
+  if (only_small_shapes()) GTEST_SKIP() << "too large for JIBOIA_SMALL_SHAPES";
   // 530,000 f32 columns leave room for the smallest chunk, 128 rows.
   const std::int64_t rows = 131, V = 530000;
   TestTensor x(Spec(Dtype::kF32, {1, rows, 2})), weight(Spec(Dtype::kF32, {V, 2}));
