@@ -107,8 +107,8 @@ struct ScoreRows {
 
 /// Loss of each row of logits, and their gradients in their place.
 /// Grid: a block for each row; block: a multiple of 32 threads; shared memory: the row itself where
-/// it fits. Reads the logits once and writes them once, 3 exponentials' worth of instructions for
-/// each: limited by memory and by issue alike.
+/// it fits. Reads each logit once, evaluates two exponentials of it and writes it once: limited by
+/// memory and by issue alike.
 template <class T>
 __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   constexpr int kPack = Pack<T>::kSize;
