@@ -9,6 +9,7 @@
 #   --only-build    build, run nothing
 #   --only-tests    build and run the tests, leave out the rest
 #   --sanitizers    build and run compute-sanitizer alone
+#   --only REGEX    of the tests and test programs, those whose name it fits, such as scan
 #   --launches N    launches of every op in the test of equal bits; 0 leaves it out (default 1000)
 #   --tools LIST    of compute-sanitizer (default memcheck,racecheck,synccheck)
 #   --jobs N        tests that share the GPU (default 4)
@@ -25,14 +26,14 @@ usage() {
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
 }
 
-build=yes run=yes tests=yes launches=1000 tools=memcheck,racecheck,synccheck jobs=4 limit=300
+build=yes run=yes tests=yes only=. launches=1000 tools=memcheck,racecheck,synccheck jobs=4 limit=300
 while [ $# -gt 0 ]; do
   case $1 in
     --no-build) build= ;;
     --only-build) run= ;;
     --only-tests) launches=0 tools= ;;
     --sanitizers) tests='' launches=0 ;;
-    --launches | --tools | --jobs | --limit)
+    --only | --launches | --tools | --jobs | --limit)
       [ $# -ge 2 ] || { echo "$1 wants a value; see $0 --help" >&2 && exit 2; }
       declare "${1#--}=$2"
       shift
@@ -99,12 +100,12 @@ record gpu "$folder/tests/gpu_probe" || finish
 cat "$logs/gpu.log"
 
 if [ -n "$tests" ]; then
-  record tests timeout $((3 * limit)) ctest --preset gpu --parallel "$jobs" || true
+  record tests timeout $((3 * limit)) ctest --preset gpu --parallel "$jobs" -R "$only" || true
   cat "$logs/tests.log"
 fi
 
 # The test programs of ops and of what they stand on, which tools can look into.
-mapfile -t programs < <(ctest --preset gpu --show-only=json-v1 | python3 -c '
+mapfile -t programs < <(ctest --preset gpu -R "$only" --show-only=json-v1 | python3 -c '
 import json, sys
 for test in json.load(sys.stdin)["tests"]:
     if test["name"].startswith(("gpu/kernels/", "gpu/core/")):
