@@ -18,7 +18,8 @@ struct DeviceMatrix {
 };
 
 /// to = left right + beta * to, where beta is 0 or 1. left and right have one dtype, f32 or bf16;
-/// `to` has that one or f32, and is not transposed. Sums in fp32 (no TF32).
+/// `to` has that one or f32, and is not transposed. Sums in fp32 (no TF32); a bf16 product that is
+/// added may be rounded to bf16 before.
 struct MatrixProduct {
   DeviceMatrix to, left, right;
   bool add = false;  ///< beta is 1

@@ -86,15 +86,17 @@ void check_product(Multiply multiply, const ProductCase& product) {
     EXPECT_TRUE(got.same_bits(product_of(multiply, product, left, right, before)));
     for (std::int64_t i = 0; i < product.to.rows; ++i) {
       for (std::int64_t j = 0; j < product.to.columns; ++j) {
-        double exact = product.add ? product.to.get(before, i, j) : 0, size = std::abs(exact);
+        const double added_to = product.add ? product.to.get(before, i, j) : 0;
+        double exact = added_to, size = std::abs(exact);
         for (std::int64_t k = 0; k < depth; ++k) {
           const double term = product.left.get(left, i, k) * product.right.get(right, k, j);
           exact += term;
           size += std::abs(term);
         }
-        // fp32 sums, here of at most 700 terms, and the rounding of the result.
-        const double limit =
-            1e-5 * size + (result == Dtype::kBf16 ? 0x1p-8 * std::abs(exact) : 0) + 1e-7;
+        // fp32 sums, here of at most 700 terms, and the rounding of the result; cuBLASLt also
+        // rounds a bf16 product before it adds it.
+        const double rounded = std::abs(exact) + (product.add ? std::abs(exact - added_to) : 0);
+        const double limit = 1e-5 * size + (result == Dtype::kBf16 ? 0x1p-8 * rounded : 0) + 1e-7;
         ASSERT_NEAR(product.to.get(got, i, j), exact, limit) << "at row " << i << ", column " << j;
       }
     }
