@@ -298,8 +298,8 @@ __device__ void write_rows(const SharedRows (&from)[kWarps], float* to_b, float*
 }
 
 /// Grid (B * blocks of kBlock channels), block kThreads, 48 KiB of shared memory. Limited by
-/// instruction issue: about 35 instructions a state and step, of which 1.5 are exponentials, and
-/// about 150 a channel and step.
+/// instruction issue: about 32 instructions a state and step, of which 1.5 are exponentials, and
+/// about 270 a channel and step.
 ///
 /// Chunks are done from the last to the first, a chunk half by half: from the state saved before
 /// it a lane goes forward to the half (a second time, for the latter), through the half, keeping

@@ -53,6 +53,7 @@ struct Operands {
         D(counter("D", in.u.shape[2])),
         N(counter("N", in.a_log.shape[1])),
         chunks(static_cast<int>(cuda::ceil_div(L, kChunk))) {
+    counter("D * N", in.a_log.size());
     for (const Tensor* tensor : {&in.u, &in.dt, &in.b, &in.c, &in.z}) {
       counter("the distance between rows", tensor->row_stride);
     }
@@ -192,7 +193,7 @@ __device__ T& element(const Rows<T>& rows, int row, int column) {
 }
 
 /// b and c of a chunk for one group of states, in fp32.
-struct GroupTile {
+struct alignas(16) GroupTile {
   float b[kChunk][kGroup], c[kChunk][kGroup];
 };
 
@@ -252,43 +253,50 @@ class LanePlace {
   __device__ LanePlace(int d, int first_state, int D, int N)
       : count_(d < D ? min(N - first_state, kLaneStates) : 0),
         D_(D),
-        in_states_(std::int64_t{first_state} * D + d),
-        in_rates_(std::int64_t{d} * N + first_state) {}
+        in_states_(static_cast<unsigned>(first_state) * static_cast<unsigned>(D) +
+                   static_cast<unsigned>(d)),
+        in_rates_(static_cast<unsigned>(d) * static_cast<unsigned>(N) +
+                  static_cast<unsigned>(first_state)) {}
 
   __device__ void load_rates(const float* a_log, LaneStates& rate) const {
 #pragma unroll
     for (int j = 0; j < kLaneStates; ++j) {
-      rate[j] = j < count_ ? decay_rate(a_log[in_rates_ + j]) : kNeutralRate;
+      rate[j] = j < count_ ? decay_rate(a_log[in_rates_ + static_cast<unsigned>(j)]) : kNeutralRate;
     }
   }
   /// From an array (N, D), zeros where it is null.
   __device__ void load_states(const float* from, LaneStates& state) const {
 #pragma unroll
     for (int j = 0; j < kLaneStates; ++j) {
-      state[j] = from && j < count_ ? from[in_states_ + std::int64_t{D_} * j] : 0;
+      state[j] = from && j < count_ ? from[in_state(j)] : 0;
     }
   }
   __device__ void store_states(const LaneStates& state, float* to) const {
 #pragma unroll
     for (int j = 0; j < kLaneStates; ++j) {
-      if (j < count_) to[in_states_ + std::int64_t{D_} * j] = state[j];
+      if (j < count_) to[in_state(j)] = state[j];
     }
   }
   /// From an array (D, N).
   __device__ void load(const float* from, LaneStates& values) const {
 #pragma unroll
-    for (int j = 0; j < kLaneStates; ++j) values[j] = j < count_ ? from[in_rates_ + j] : 0;
+    for (int j = 0; j < kLaneStates; ++j)
+      values[j] = j < count_ ? from[in_rates_ + static_cast<unsigned>(j)] : 0;
   }
   __device__ void store(const LaneStates& values, float* to) const {
 #pragma unroll
     for (int j = 0; j < kLaneStates; ++j) {
-      if (j < count_) to[in_rates_ + j] = values[j];
+      if (j < count_) to[in_rates_ + static_cast<unsigned>(j)] = values[j];
     }
   }
 
  private:
+  __device__ unsigned in_state(int j) const {
+    return in_states_ + static_cast<unsigned>(j) * static_cast<unsigned>(D_);
+  }
+
   int count_, D_;
-  std::int64_t in_states_, in_rates_;
+  unsigned in_states_, in_rates_;
 };
 
 }  // namespace jiboia::scan_cuda
