@@ -98,13 +98,15 @@ def check_hash(package, deb):
 
 
 def read_file(path, encoding):
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    data = path.read_bytes()
+    if path.suffix in (".gz", ".dz"):
+        data = gzip.decompress(data)
     return data.decode(encoding, errors="replace")
 
 
-def documents(package, root, cleaner):
+def documents(package, root, cleaner, readers):
     """Yields (source, text) of the documents of a package that was unpacked to `root`."""
-    read = READERS[package["format"]]
+    read = readers[package["format"]]
     for path in sorted(p for p in root.glob(package["files"]) if p.is_file()):
         parts = read(read_file(path, package["encoding"]))
         for number, paragraphs in enumerate(parts):
@@ -114,16 +116,16 @@ def documents(package, root, cleaner):
                 yield (f"{where}#{number}" if len(parts) > 1 else where), text
 
 
-def is_held_out(text):
+def is_held_out(text, share):
     """By the text alone, so that it stays where it is when other documents come or go."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT * 2**64
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def gather(packages, debs, output):
+def gather(packages, debs, output, cleaner=None, readers=READERS, held_out=HELD_OUT):
     """Writes both splits. Returns the contents of corpus.json."""
     output.mkdir(parents=True, exist_ok=True)
-    cleaner = Cleaner()
+    cleaner = cleaner or Cleaner()
     used = []
     files = {name: output / f"{name}.jsonl" for name in ("train", "validation")}
     with files["train"].open("w", encoding="utf-8") as train, files["validation"].open(
@@ -140,8 +142,8 @@ def gather(packages, debs, output):
             used.append(facts)
             with tempfile.TemporaryDirectory(dir=deb.parent) as root:
                 subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
-                for source, text in documents(package, Path(root), cleaner):
-                    name = "validation" if is_held_out(text) else "train"
+                for source, text in documents(package, Path(root), cleaner, readers):
+                    name = "validation" if is_held_out(text, held_out) else "train"
                     line = json.dumps({"source": source, "text": text}, ensure_ascii=False)
                     splits[name].write(line + "\n")
                     for count in (facts, counts[name]):
@@ -151,6 +153,21 @@ def gather(packages, debs, output):
                 warn(f"{package['name']}: no text in {package['files']}")
             print(f"  {facts['name']:24} {facts['version']:24} {facts['bytes'] / 1e6:6.2f} MB")
     return {"packages": used, "splits": counts}
+
+
+def finish(corpus, output, minimum_bytes):
+    """Writes corpus.json. Raises CorpusError when there is less training text than `minimum_bytes`."""
+    total = corpus["splits"]["train"]["bytes"]
+    if total < minimum_bytes:
+        raise CorpusError(
+            f"only {total} bytes of training text were found, {minimum_bytes} are needed: is the "
+            "package mirror reachable, and does apt know its packages (apt-get update)?"
+        )
+    partial = output / "corpus.json.part"
+    partial.write_text(json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(output / "corpus.json")
+    for name, split in corpus["splits"].items():
+        print(f"  {name}: {split['documents']} documents, {split['bytes']} bytes")
 
 
 def main():
@@ -168,17 +185,7 @@ def main():
     options = parser.parse_args()
     packages = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
     corpus = gather(packages, fetch(packages, options.packages), options.output)
-    total = corpus["splits"]["train"]["bytes"]
-    if total < options.minimum_bytes:
-        raise CorpusError(
-            f"only {total} bytes of training text were found, {options.minimum_bytes} are needed: is the "
-            "package mirror reachable, and does apt know its packages (apt-get update)?"
-        )
-    partial = options.output / "corpus.json.part"
-    partial.write_text(json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(options.output / "corpus.json")
-    for name, split in corpus["splits"].items():
-        print(f"  {name}: {split['documents']} documents, {split['bytes']} bytes")
+    finish(corpus, options.output, options.minimum_bytes)
 
 
 if __name__ == "__main__":

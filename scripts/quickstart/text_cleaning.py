@@ -163,17 +163,18 @@ READERS = {
 
 
 class Cleaner:
-    """Keeps Portuguese paragraphs that did not occur before, of documents that do not repeat
+    """Keeps paragraphs of the wanted language that did not occur before, of documents that do not repeat
     themselves. Its memory spans packages, so their order decides who keeps a shared paragraph."""
 
-    def __init__(self):
+    def __init__(self, is_wanted=is_portuguese):
+        self.is_wanted = is_wanted
         self.seen = set()
 
     def clean(self, paragraphs):
         """The document's text, one paragraph a line; empty when nothing remains."""
         kept = []
         for paragraph in map(one_line, paragraphs):
-            if is_portuguese(paragraph) and paragraph not in self.seen:
+            if self.is_wanted(paragraph) and paragraph not in self.seen:
                 self.seen.add(paragraph)
                 kept.append(paragraph)
         text = "\n".join(kept)
