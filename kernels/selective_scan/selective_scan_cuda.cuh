@@ -170,14 +170,12 @@ class Column {
  public:
   __device__ Column(const Rows<T>& rows, std::int64_t row, std::int64_t column)
       : at_(rows.data ? rows[row] + column : nullptr), stride_(kRows * rows.stride) {}
-  __device__ explicit operator bool() const { return at_; }
   __device__ T& operator*() const { return *at_; }
   /// The element here where `present`, else 0.
   __device__ std::remove_const_t<T> get(bool present) const {
     return present ? *at_ : cuda::from_float<std::remove_const_t<T>>(0);
   }
   __device__ void next() { at_ += stride_; }
-  __device__ void previous() { at_ -= stride_; }
 
  private:
   T* at_;
