@@ -437,7 +437,7 @@ TEST(Recipe, LoadsPrintsAndReloadsToTheSame) {
     EXPECT_EQ(config.output_dir, "runs/" + entry.path().stem().string());
     ++recipes;
   }
-  EXPECT_EQ(recipes, 5);
+  EXPECT_EQ(recipes, 6);
 }
 
 RunConfig recipe(const std::string& name) {
