@@ -250,6 +250,34 @@ TEST(UpstreamCasesCuda, CausalConv1dOfSeveralDocuments) {
   }
 }
 
+// Theirs launches a convolution 10,000 times; a race shows when the GPU is full.
+TEST(UpstreamCasesCuda, ManyLaunchesGiveTheSameBits) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  const int launches = is_slow() ? 2 : 20;
+  const std::int64_t L = is_slow() ? 130 : 2048, D = is_slow() ? 70 : 1536;
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    SCOPED_TRACE(to_string(dtype));
+    Draw draw;
+    OpRun<Conv> conv(OpCheck<Conv>{.inputs = {.x = {.shape = {2, L, 2 * D}, .columns_after = 2 * D},
+                                              .weight = {.shape = {2 * D, 4}, .low = -1, .high = 1},
+                                              .bias = {.shape = {2 * D}, .low = -1, .high = 1}}},
+                     dtype);
+    draw.normal(conv.in.x);
+    conv.forward_cuda(launches);
+    conv.grad_out.u = draw.normal_like(conv.out.u);
+    conv.backward_cuda(launches);
+
+    OpRun<Scan> scan(scan_of(2, L, D, 16), dtype);
+    for (TestTensor* input : {&scan.in.u, &scan.in.b, &scan.in.c, &scan.in.d_skip, &scan.in.z}) {
+      draw.normal(*input);
+    }
+    draw.log_uniform(scan.in.a_log, 1, 16);
+    scan.forward_cuda(launches);
+    scan.grad_out.y = draw.normal_like(scan.out.y);
+    scan.backward_cuda(launches);
+  }
+}
+
 /// The inner part of a Mamba block, op by op: convolution, projections, scan, output projection.
 struct InnerBlock {
   OpRun<Conv> conv;

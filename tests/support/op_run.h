@@ -29,19 +29,20 @@ struct OpRun {
     backward_at(cpu);
   }
 
-  /// The same on GPU 0. Errors: Cuda without one.
-  void forward_cuda() {
+  /// The same on GPU 0; launched several times, it has to give the same bits. Errors: Cuda without
+  /// one.
+  void forward_cuda([[maybe_unused]] int launches = 1) {
 #if JIBOIA_WITH_CUDA
     CudaPlace place;
-    forward_at(place);
+    forward_at(place, launches);
 #else
     gpu();
 #endif
   }
-  void backward_cuda() {
+  void backward_cuda([[maybe_unused]] int launches = 1) {
 #if JIBOIA_WITH_CUDA
     CudaPlace place;
-    backward_at(place);
+    backward_at(place, launches);
 #else
     gpu();
 #endif
@@ -64,16 +65,16 @@ struct OpRun {
 
  private:
   template <class Place>
-  void forward_at(Place& place) {
+  void forward_at(Place& place, int launches = 1) {
     out = map_fields<TestTensor, Out<TestTensor>, Spec>(
         Op::infer(specs(), attrs), [](const Spec& spec) { return TestTensor(spec); });
     TestTensor memory = scratch(place, Pass::kForward);
     const ForwardArgs<Op> args{put<In<Tensor>>(place, in), put<Out<Tensor>>(place, out), attrs,
                                bytes_of(place.put(memory))};
-    run(place, [&] { Op::forward(place.exec(), args); });
+    run(place, launches, [&] { Op::forward(place.exec(), args); });
   }
   template <class Place>
-  void backward_at(Place& place) {
+  void backward_at(Place& place, int launches = 1) {
     In<Grad> grads{};
     for (std::size_t i = 0; i < std::size(Op::kInputs); ++i) {
       const Spec& spec = fields<TestTensor>(in)[i].spec();
@@ -90,12 +91,12 @@ struct OpRun {
                                 put<Out<Tensor>>(place, grad_out),
                                 grads,
                                 bytes_of(place.put(memory))};
-    run(place, [&] { Op::backward(place.exec(), args); });
+    run(place, launches, [&] { Op::backward(place.exec(), args); });
   }
   template <class Place, class Run>
-  static void run(Place& place, const Run& pass) {
+  static void run(Place& place, int launches, const Run& pass) {
     std::vector<std::string> failures;
-    place.run(pass, 1, failures);
+    place.run(pass, launches, failures);
     EXPECT_THAT(failures, testing::IsEmpty());
   }
 
