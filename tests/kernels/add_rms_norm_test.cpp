@@ -69,6 +69,9 @@ TEST(AddRmsNormCuda, PassesOpCheckOverManyRows) {
   check_op_cuda(check_of({513, 5}, true));
   check_op_cuda(check_of({513, 4}, true));
   check_op_cuda(check_of({2049, 4}, true));
+  // Several rows a tile, each of several warps.
+  check_op_cuda(check_of({514, 517}, true));
+  check_op_cuda(check_of({514, 1028}, true));
 }
 
 TEST(AddRmsNormCuda, PlantedErrorsAreCaught) {
