@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "core/cuda/blas.h"
-#include "core/cuda/plain_product.h"
 #include "core/half.h"
 #include "tests/cuda_emulator/gpu_memory.h"
+#include "tests/cuda_emulator/trace.h"
 
 namespace jiboia::cuda {
 namespace {
@@ -48,9 +48,11 @@ Blas::~Blas() = default;
 void Blas::multiply(const char* op, const MatrixProduct& product) {
   const DeviceMatrix& to = product.to;
   require_product(op, product);
+  emulated::trace("launch {}", op);
   const emulated::GpuMemoryAccess access;
   const std::vector<float> left = packed(product.left), right = packed(product.right);
   const std::int64_t depth = product.left.columns;
+  const bool add = product.mode == GradMode::kAdd;
   for (std::int64_t first = 0; first < to.columns; first += kColumns) {
     const std::int64_t columns = std::min(kColumns, to.columns - first);
     for (std::int64_t row = 0; row < to.rows; ++row) {
@@ -64,10 +66,10 @@ void Blas::multiply(const char* op, const MatrixProduct& product) {
       for (std::int64_t i = 0; i < columns; ++i) {
         if (to.dtype == Dtype::kF32) {
           float& result = static_cast<float*>(to.data)[start + i];
-          result = product.add ? result + sums[i] : sums[i];
+          result = add ? result + sums[i] : sums[i];
         } else {
           std::uint16_t& result = static_cast<std::uint16_t*>(to.data)[start + i];
-          result = bf16_from_float(product.add ? float_from_bf16(result) + sums[i] : sums[i]);
+          result = bf16_from_float(add ? float_from_bf16(result) + sums[i] : sums[i]);
         }
       }
     }

@@ -16,6 +16,7 @@
 #include "tests/cuda_emulator/fiber.h"
 #include "tests/cuda_emulator/gpu_memory.h"
 #include "tests/cuda_emulator/static_shared.h"
+#include "tests/cuda_emulator/trace.h"
 
 namespace jiboia::emulated {
 
@@ -400,6 +401,7 @@ cudaError_t run_kernel(const KernelLaunch& launch) {
   if (launch.shared_bytes > kMostSharedBytes) return cudaErrorInvalidValue;
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
+  trace("launch {}", launch.name);
   const GpuMemoryAccess access;
   const StaticSharedMemory shared;
   if (!multiprocessor) multiprocessor = new Multiprocessor;

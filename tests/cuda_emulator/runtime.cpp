@@ -1,13 +1,17 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "tests/cuda_emulator/environment.h"
 #include "tests/cuda_emulator/gpu_memory.h"
+#include "tests/cuda_emulator/trace.h"
 
 /// The functions of the CUDA runtime that this project calls, on memory of this machine. What is
 /// asked for is done when the call returns, so streams and events have nothing to wait for.
@@ -15,8 +19,10 @@
 
 struct CUstream_st {
   int device;
+  int number;  ///< for the trace
 };
 struct CUevent_st {
+  int number;
   bool timed, recorded;
   std::chrono::steady_clock::time_point time;
 };
@@ -52,6 +58,51 @@ cudaError_t check_copy(const void* to, const void* from, std::size_t bytes, cuda
   return error != cudaSuccess ? error : check_side(from, bytes, from_gpu);
 }
 
+/// Pinned memory: copies to and from other CPU memory make the CPU wait.
+class PinnedMemory {
+ public:
+  void add(const void* memory, std::size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sizes_[static_cast<const std::byte*>(memory)] = bytes;
+  }
+  void remove(const void* memory) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sizes_.erase(static_cast<const std::byte*>(memory));
+  }
+  bool holds(const void* memory) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto* byte = static_cast<const std::byte*>(memory);
+    const auto after = sizes_.upper_bound(byte);
+    return after != sizes_.begin() && byte < std::prev(after)->first + std::prev(after)->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<const std::byte*, std::size_t> sizes_;
+};
+
+PinnedMemory& pinned_memory() {
+  static auto* memory = new PinnedMemory;  // buffers may be given back after the program's end
+  return *memory;
+}
+
+bool makes_cpu_wait(const void* memory, std::size_t bytes) {
+  return place_of(memory, bytes) == Place::kElsewhere && !pinned_memory().holds(memory);
+}
+
+int next_number() {
+  static std::atomic<int> number = 0;
+  return ++number;
+}
+
+cudaError_t copy_memory(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t error = check_copy(to, from, bytes, kind);
+  if (error != cudaSuccess) return result(error);
+  const GpuMemoryAccess access;
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+
 }  // namespace
 
 extern "C" {
@@ -59,6 +110,11 @@ extern "C" {
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = device_count();
   return result(*count > 0 ? cudaSuccess : cudaErrorNoDevice);
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return result(cudaSuccess);
 }
 
 cudaError_t cudaSetDevice(int device) {
@@ -86,21 +142,32 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+  trace("wait device");
+  return cudaSuccess;
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st{current_device};
+  *stream = new CUstream_st{current_device, next_number()};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  trace("wait stream {}", stream ? stream->number : 0);
+  return cudaSuccess;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  *event = new CUevent_st{(flags & cudaEventDisableTiming) == 0, false, {}};
+  *event = new CUevent_st{next_number(), (flags & cudaEventDisableTiming) == 0, false, {}};
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
@@ -110,12 +177,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  trace("record {} in {}", event->number, stream ? stream->number : 0);
   event->recorded = true;
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  trace("wait event {}", event->number);
+  return cudaSuccess;
+}
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   if (!start->recorded || !end->recorded || !start->timed || !end->timed) {
@@ -126,17 +197,25 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  trace("malloc {}", bytes);
   return result(allocate_gpu_memory(memory, bytes, current_device));
 }
-cudaError_t cudaFree(void* memory) { return result(free_gpu_memory(memory)); }
+cudaError_t cudaFree(void* memory) {
+  trace("free");
+  return result(free_gpu_memory(memory));
+}
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
   const std::size_t page = 4096;
   *memory = std::aligned_alloc(page, (bytes + page - 1) / page * page);
   if (!*memory) return result(cudaErrorMemoryAllocation);
+  trace("malloc host {}", bytes);
+  pinned_memory().add(*memory, bytes);
   std::memset(*memory, 0xFF, bytes);  // nothing that a program could take for its own
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
+  trace("free host");
+  pinned_memory().remove(memory);
   std::free(memory);
   return cudaSuccess;
 }
@@ -149,15 +228,14 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   if (bytes == 0) return cudaSuccess;
-  const cudaError_t error = check_copy(to, from, bytes, kind);
-  if (error != cudaSuccess) return result(error);
-  const GpuMemoryAccess access;
-  std::memmove(to, from, bytes);
-  return cudaSuccess;
+  trace("wait copy");
+  return copy_memory(to, from, bytes, kind);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+  if (bytes == 0) return cudaSuccess;
+  if (makes_cpu_wait(to, bytes) || makes_cpu_wait(from, bytes)) trace("wait copy");
+  return copy_memory(to, from, bytes, kind);
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
   if (bytes == 0) return cudaSuccess;

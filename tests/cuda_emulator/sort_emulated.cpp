@@ -5,6 +5,7 @@
 #include "core/cuda/sort.h"
 #include "core/error.h"
 #include "tests/cuda_emulator/gpu_memory.h"
+#include "tests/cuda_emulator/trace.h"
 
 namespace jiboia::cuda {
 
@@ -17,6 +18,7 @@ void sort_pairs(CudaExec&, const char* op, const SortPairs& pairs, std::span<std
   require(static_cast<std::int64_t>(scratch.size()) >= wanted, ErrorKind::kInternal,
           "{}: sorting {} pairs needs {} bytes of scratch, got {}", op, pairs.count, wanted,
           scratch.size());
+  emulated::trace("launch {}", op);
   const emulated::GpuMemoryAccess access;
   for (std::int64_t i = 0; i < pairs.count; ++i) {
     require(pairs.keys[i] >= 0 && pairs.keys[i] < pairs.key_limit, ErrorKind::kInternal,
