@@ -5,13 +5,14 @@
 
 namespace jiboia {
 
-void OpTimer::collect() {
-  for (const Measured& measured : pending_) {
-    Entry& entry = entries_[measured.key];
+void OpTimer::collect(std::size_t count) {
+  const auto end = pending_.begin() + static_cast<std::ptrdiff_t>(count);
+  for (auto measured = pending_.begin(); measured != end; ++measured) {
+    Entry& entry = entries_[measured->key];
     ++entry.calls;
-    entry.seconds += measured.end.seconds_since(measured.begin);
+    entry.seconds += measured->end.seconds_since(measured->begin);
   }
-  pending_.clear();
+  pending_.erase(pending_.begin(), end);
 }
 
 std::string to_text(const OpTimer& timer, double total_s) {

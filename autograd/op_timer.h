@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <string>
 #include <utility>
@@ -27,11 +28,12 @@ class OpTimer {
         : timer_(timer), exec_(exec), op_(op), pass_(pass) {
       if (timer_) begin_.record(exec_);
     }
-    ~Scope() {
-      if (!timer_) return;
+    ~Scope() noexcept(false) {
+      // While an error is on its way there is nothing to measure, and the exec may be what failed.
+      if (!timer_ || std::uncaught_exceptions() > exceptions_) return;
       Event end;
       end.record(exec_);
-      timer_->pending_.push_back({{op_, pass_}, begin_, end});
+      timer_->pending_.push_back({{op_, pass_}, std::move(begin_), std::move(end)});
     }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
@@ -41,11 +43,14 @@ class OpTimer {
     Exec& exec_;
     const char* op_;
     Pass pass_;
+    int exceptions_ = std::uncaught_exceptions();
     Event begin_;
   };
 
-  /// Waits for what was measured since the last call and adds it up. Call between steps.
-  void collect();
+  /// Ops measured so far that are not added up yet.
+  std::size_t pending() const { return pending_.size(); }
+  /// Waits for the `count` oldest of them and adds them up.
+  void collect(std::size_t count);
   /// All that was collected.
   const std::map<Key, Entry>& entries() const { return entries_; }
 

@@ -16,6 +16,6 @@ struct Moment : Event::Recorded {
 
 }  // namespace
 
-void Event::record(CpuExec&) { recorded_ = std::make_shared<Moment>(); }
+void Event::record(CpuExec&) { recorded_ = std::make_unique<Moment>(); }
 
 }  // namespace jiboia

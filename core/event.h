@@ -9,6 +9,9 @@ namespace jiboia {
 /// on the same exec.
 class Event {
  public:
+  Event() = default;
+  Event(Event&&) = default;
+  Event& operator=(Event&&) = default;
   /// What a backend keeps of it.
   struct Recorded {
     virtual ~Recorded() = default;
@@ -32,7 +35,7 @@ class Event {
   }
 
  private:
-  std::shared_ptr<Recorded> recorded_;
+  std::unique_ptr<Recorded> recorded_;
 };
 
 }  // namespace jiboia

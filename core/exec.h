@@ -48,7 +48,13 @@ using Exec = std::variant<CpuExec>;
 #endif
 
 /// Whether `exec` computes on a GPU.
-inline bool is_cuda(const Exec& exec) { return exec.index() == 1; }
+inline bool is_cuda([[maybe_unused]] const Exec& exec) {
+#if JIBOIA_WITH_CUDA
+  return std::holds_alternative<CudaExec>(exec);
+#else
+  return false;
+#endif
+}
 
 /// Returns when everything that `exec` was asked to do is done. Errors: Cuda.
 inline void wait(Exec& exec) {

@@ -9,12 +9,13 @@
 /// Memory where an Exec computes, and what moves values into it and out of it.
 namespace jiboia {
 
-/// Zero-filled memory where `exec` computes, 4096-byte aligned. `purpose` names it in the error.
+/// Zero-filled memory where `exec` computes, 256-byte aligned. `purpose` names it in the error.
 /// Errors: OutOfMemory, with the bytes asked for and those that are free.
 Buffer allocate(CpuExec&, std::int64_t bytes, const char* purpose);
 Buffer allocate(CudaExec& gpu, std::int64_t bytes, const char* purpose);
 
-/// Host memory that the exec reads and writes at full speed, beside its other work.
+/// Host memory that the exec reads and writes at full speed, beside its other work. Its values are
+/// not defined.
 Buffer allocate_staging(CpuExec&, std::int64_t bytes, const char* purpose);
 Buffer allocate_staging(CudaExec& gpu, std::int64_t bytes, const char* purpose);
 

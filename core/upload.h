@@ -14,8 +14,9 @@ class UploadRing {
   /// The host's side of the next slot, to be filled. Waits only until the slot's last upload is
   /// through, which was as many uploads ago as there are slots. Errors: Cuda.
   virtual std::byte* fill() = 0;
-  /// Starts the upload of the slot's first `bytes`. What the exec is asked from now on sees them at
-  /// the address that this returns, until one upload fewer than there are slots later.
+  /// Starts the upload of the slot's first `bytes`. What the exec is asked for sees them at the
+  /// address that this returns, from now on until as many further uploads as there are slots less
+  /// one.
   virtual std::byte* upload(std::int64_t bytes) = 0;
 };
 

@@ -1,6 +1,6 @@
 #include "train/device.h"
 
-#include "core/cuda/blas.h"
+#include "core/log.h"
 #include "train/memory_plan.h"
 
 namespace jiboia {
@@ -48,6 +48,12 @@ Activations activations_for(const Exec& exec, Precision precision) {
   return is_cuda(exec) && precision == Precision::kBf16 ? Activations::kBf16 : Activations::kFull;
 }
 
+void say_what_precision_means(const Exec& exec, Precision precision) {
+  if (precision == Precision::kBf16 && !is_cuda(exec)) {
+    log::info("precision is bf16, which is for GPUs: the CPU computes in fp32");
+  }
+}
+
 std::string describe(const Exec& exec) {
   return std::visit([](const auto& backend) { return describe_backend(backend); }, exec);
 }
@@ -59,7 +65,5 @@ double peak_flops(const Exec& exec, Activations activations) {
 std::int64_t gpu_bytes(const Exec& exec) {
   return std::visit([](const auto& backend) { return gpu_bytes_of(backend); }, exec);
 }
-
-std::int64_t own_bytes(const Exec& exec) { return is_cuda(exec) ? cuda::Blas::kWorkspaceBytes : 0; }
 
 }  // namespace jiboia

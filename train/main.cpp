@@ -22,9 +22,7 @@ int train(const Arguments& arguments) {
     return 0;
   }
   Exec exec = make_exec(config.device, static_cast<int>(config.threads));
-  if (config.precision == Precision::kBf16 && !is_cuda(exec)) {
-    log::info("precision is bf16, which is for GPUs: the CPU computes in fp32");
-  }
+  say_what_precision_means(exec, config.precision);
   if (arguments.plan) {
     std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
     return 0;
@@ -44,7 +42,11 @@ int train(const Arguments& arguments) {
   const RunEnd end = trainer.run();
   if (arguments.profile) std::cout << trainer.profile();
   if (end.signal == 0) return 0;
-  log::info("stopped by a signal after step {}; start again to go on", end.step);
+  log::info("stopped by a signal after step {}{}", end.step,
+            config.checkpoint.contents == CheckpointContents::kAll
+                ? "; start again to go on"
+                : ", whose weights are saved; checkpoint.contents is weights, so no run can go on "
+                  "from it");
   return 128 + end.signal;
 }
 

@@ -32,22 +32,23 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
     model.loss(tape, batch, config.loss.z_loss, config.train.recompute);
     tape.backward();
   }
-  plan.arena_bytes = arena.peak_bytes();
+  plan.step_arena_bytes = arena.peak_bytes();
+  plan.arena_bytes = plan.step_arena_bytes;
   plan.blocks_at_peak = arena.blocks_at_peak();
   if (!config.data.validation.empty() && config.eval.every > 0) {
     plan.arena_bytes = std::max(
         {plan.arena_bytes, plan_evaluate(model, activations, rows, seq_len, exec),
          config.eval.sample_tokens > 0 ? Generator::planned_bytes(model, activations, exec) : 0});
   }
-  plan.other_bytes = own_bytes(exec) + TokenUploader::planned_bytes(rows, seq_len) +
+  plan.other_bytes = gpu_bytes(exec) + TokenUploader::planned_bytes(rows, seq_len) +
                      Optimizer::planned_bytes(plan.parameters.values / size_of(Dtype::kF32));
   return plan;
 }
 
 void require_memory(const MemoryPlan& plan, const Exec& exec) {
-  // What the exec holds already is in the plan too.
+  // What the exec holds already, workspaces of libraries, is in the plan too.
   const std::int64_t available = available_bytes(exec);
-  if (available == 0 || plan.total_bytes() <= available + own_bytes(exec)) return;
+  if (available == 0 || plan.total_bytes() <= available + gpu_bytes(exec)) return;
   fail(ErrorKind::kOutOfMemory,
        "the run needs {}, {} has {} to give; lower train.micro_batch_size or set train.recompute "
        "to block\n{}",
@@ -83,7 +84,10 @@ std::string to_text(const MemoryPlan& plan) {
   for (const auto& [use, bytes] : by_use) {
     line(fmt::format("activations: {}", to_string(use)), bytes);
   }
-  line("activations: gaps", plan.arena_bytes - in_blocks);
+  line("activations: gaps", plan.step_arena_bytes - in_blocks);
+  if (plan.arena_bytes > plan.step_arena_bytes) {
+    line("what validation needs beyond that", plan.arena_bytes - plan.step_arena_bytes);
+  }
   line("batches, tables, workspaces", plan.other_bytes);
   line("total", plan.total_bytes());
   text.pop_back();

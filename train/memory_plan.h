@@ -14,14 +14,15 @@ namespace jiboia {
 /// The memory of a training run, measured by a dry run of its own code: exact, nothing allocated.
 struct MemoryPlan {
   ParameterStore::Plan parameters;
-  std::int64_t arena_bytes = 0;              ///< peak of one micro-step, gaps included
+  std::int64_t step_arena_bytes = 0;         ///< peak of one micro-step, gaps included
+  std::int64_t arena_bytes = 0;              ///< the same, or what a validation takes if more
   std::vector<Arena::Usage> blocks_at_peak;  ///< what fills the arena then
   /// Uploaded batches, the optimizer's tables, workspaces of libraries.
   std::int64_t other_bytes = 0;
   std::int64_t total_bytes() const { return parameters.total() + arena_bytes + other_bytes; }
 };
 
-/// Plans a run on `exec`'s backend: everything that it will allocate there.
+/// Plans a run on `exec`, which nothing was allocated for yet: everything that will be.
 MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec);
 
 /// Peak arena bytes of `run(tape)`, a dry run of an evaluation of f32 masters.

@@ -9,8 +9,6 @@ StepReport::StepReport(Exec& exec, std::int64_t micro_batches)
           exec, kLosses + 2 * micro_batches * static_cast<std::int64_t>(sizeof(float)),
           "a step's losses")) {}
 
-void StepReport::begin() { begin_.record(exec_); }
-
 void StepReport::add(std::int64_t micro_batch, const Tensor& loss, const Tensor& lse_squared) {
   const Spec scalar(Dtype::kF32, {1});
   copy(exec_, loss, Tensor(scalar, losses() + micro_batch));

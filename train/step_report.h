@@ -4,7 +4,6 @@
 
 #include "core/event.h"
 #include "core/memory.h"
-#include "train/model/mamba_lm.h"
 #include "train/optim/optimizer.h"
 
 namespace jiboia {
@@ -16,8 +15,6 @@ class StepReport {
   /// Errors: OutOfMemory.
   StepReport(Exec& exec, std::int64_t micro_batches);
 
-  /// Marks the step's beginning; what the report held before is gone.
-  void begin();
   /// The losses of one micro-batch, f32.
   void add(std::int64_t micro_batch, const Tensor& loss, const Tensor& lse_squared);
   /// Marks the step's end.
@@ -34,8 +31,8 @@ class StepReport {
   std::int64_t first_not_finite() const {
     return *reinterpret_cast<const std::int64_t*>(memory_.data() + sizeof(double));
   }
-  /// From begin() to end(), where the exec computes.
-  double seconds() const { return end_.seconds_since(begin_); }
+  /// The step's end, where the exec computes.
+  const Event& end_mark() const { return end_; }
 
  private:
   static constexpr std::int64_t kLosses = 16;  // offset in bytes
@@ -45,7 +42,7 @@ class StepReport {
   Exec& exec_;
   std::int64_t micro_batches_;
   Buffer memory_;  // norm, first_not_finite, losses, squares
-  Event begin_, end_;
+  Event end_;
 };
 
 }  // namespace jiboia

@@ -66,7 +66,8 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
       workspace_(exec, plan_.arena_bytes),
       optimizer_(config.optim, parameters_),
       uploader_(exec, config.train.micro_batch_size, config.data.seq_len),
-      reports_{StepReport(exec, micro_batches()), StepReport(exec, micro_batches())},
+      reports_{StepReport(exec, micro_batches()), StepReport(exec, micro_batches()),
+               StepReport(exec, micro_batches())},
       checkpoints_(folder, config.checkpoint),
       progress_(config.log.every) {}
 
@@ -82,7 +83,8 @@ void Trainer::start(DataChange data_change) {
     log::info("resumed from {} at step {}", resumed->folder.string(), state_.step);
   } else {
     if (config_.init_from.empty()) {
-      initialise(parameters_, static_cast<std::uint64_t>(config_.seed));
+      initialise(parameters_, static_cast<std::uint64_t>(config_.seed),
+                 static_cast<int>(config_.threads));
       log::info("no checkpoint in {}: starts at step 0 with weights drawn from seed {}",
                 folder_.checkpoints().string(), config_.seed);
     } else {
@@ -128,7 +130,7 @@ RunEnd Trainer::run() {
   write_file_atomically(folder_.path() / "version.txt", version_text("train"));
   const auto due = [&](std::int64_t every) { return every > 0 && state_.step % every == 0; };
   // A GPU is given the next step before the numbers of this one are read.
-  const std::size_t ahead = is_cuda(exec_) ? 1 : 0;
+  const std::size_t ahead = is_cuda(exec_) ? kStepsAhead : 0;
   while (state_.step < config_.train.max_steps && !stop.received()) {
     launch_step();
     const bool last = state_.step == config_.train.max_steps;
@@ -144,6 +146,7 @@ RunEnd Trainer::run() {
     if (validates) validate(line);
     metrics_->append(line);
     if (saves) save();
+    last_end_ = nullptr;  // the time of these is no step's
   }
   finish_steps(0);
   if (state_.step < config_.train.max_steps) save();
@@ -158,7 +161,14 @@ void Trainer::launch_step() {
       .tokens = state_.tokens + tokens_per_step(),
       .lr = learning_rate(config_.schedule, config_.optim.lr, state_.step, config_.train.max_steps),
       .report = &reports_[static_cast<std::size_t>(state_.step) % reports_.size()]};
-  step.report->begin();
+  // The report of the step before those under way is still read, for its end.
+  require(under_way_.size() + 1 < reports_.size(), ErrorKind::kInternal,
+          "{} steps are under way, more than there are reports for", under_way_.size());
+  // Steps that follow each other are measured from end to end, the exec's idle time among them.
+  if (!last_end_) begin_.record(exec_);
+  step.begin = last_end_ ? last_end_ : &begin_;
+  last_end_ = &step.report->end_mark();
+  const std::size_t measured_before = op_timer_ ? op_timer_->pending() : 0;
   parameters_.begin_gradients();
   for (std::int64_t i = 0; i < micro_batches(); ++i) {
     const TokenBatch batch = loader_->next().value();
@@ -177,6 +187,7 @@ void Trainer::launch_step() {
                                Pass::kForward);
     step.report->end(optimizer_.step(step.lr, step.number, micro_batches()));
   }
+  step.measured_ops = op_timer_ ? op_timer_->pending() - measured_before : 0;
   under_way_.push_back(step);
   state_.step = step.number;
   state_.next_row += config_.train.global_batch_size;
@@ -187,7 +198,7 @@ nlohmann::ordered_json Trainer::finish_step() {
   const Step step = under_way_.front();
   under_way_.pop_front();
   step.report->wait();
-  if (op_timer_) op_timer_->collect();
+  if (op_timer_) op_timer_->collect(step.measured_ops);
   require(std::isfinite(step.report->loss()), ErrorKind::kNumerics,
           "step {}: the loss is {}; the checkpoints are as they were. If the newest has diverged "
           "already, remove it to go on from the one before",
@@ -196,7 +207,7 @@ nlohmann::ordered_json Trainer::finish_step() {
     optimizer_.fail_on_gradient(step.number, step.report->first_not_finite());
   }
   checkpoints_.remove_superseded();
-  const double step_s = step.report->seconds();
+  const double step_s = step.report->end_mark().seconds_since(*step.begin);
   steps_s_ += step_s;
   show(step, step_s);
   return metrics_of(step, step_s);

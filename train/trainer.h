@@ -66,6 +66,8 @@ class Trainer {
     std::int64_t number = 0;  ///< from 1
     std::int64_t tokens = 0;  ///< of all steps so far
     double lr = 0, epoch = 0, data_wait_s = 0;
+    std::size_t measured_ops = 0;  ///< of the timer, when there is one
+    const Event* begin = nullptr;  ///< where its time begins
     StepReport* report = nullptr;
   };
 
@@ -103,8 +105,12 @@ class Trainer {
   Workspace workspace_;
   Optimizer optimizer_;
   TokenUploader uploader_;
-  std::array<StepReport, 2> reports_;
-  std::deque<Step> under_way_;  // oldest first, at most one for each report
+  /// Steps that a GPU is given before the numbers of the one before them are read.
+  static constexpr std::size_t kStepsAhead = 1;
+  std::array<StepReport, kStepsAhead + 2> reports_;  // one of them is that of the last step read
+  std::deque<Step> under_way_;                       // oldest first
+  Event begin_;                                      // of a step that follows no other directly
+  const Event* last_end_ = nullptr;                  // of the step that the next one follows
   CheckpointStore checkpoints_;
   std::vector<std::int32_t> sample_prompt_;  // empty: no samples
   std::optional<Generator> generator_;

@@ -40,7 +40,7 @@ void Event::record(CudaExec& gpu) {
   if (recorded_) {
     static_cast<StreamEvent&>(*recorded_).record(gpu);
   } else {
-    recorded_ = std::make_shared<StreamEvent>(gpu);
+    recorded_ = std::make_unique<StreamEvent>(gpu);
   }
 }
 

@@ -11,8 +11,7 @@ Buffer allocate(CudaExec& gpu, std::int64_t bytes, const char* purpose) {
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     fail(ErrorKind::kOutOfMemory,
-         "{} needs {} bytes of GPU memory, {} of {} are free; lower train.micro_batch_size or set "
-         "train.recompute to block",
+         "{} needs {} bytes of GPU memory, {} of {} are free; nvidia-smi shows who has the rest",
          purpose, bytes, available_bytes(gpu), gpu.gpu().memory_bytes);
   }
   cuda::check(error, purpose);

@@ -43,9 +43,9 @@ class PinnedRing : public UploadRing {
   }
 
   std::byte* upload(std::int64_t bytes) override {
-    // Whatever reads the slot before this one has been launched by now.
-    const std::size_t before = (next_ + slots_.size() - 1) % slots_.size();
-    cuda::check(cudaEventRecord(slots_[before].read, compute_), kWho);
+    // The slot after this one is the next to be overwritten: whatever reads it has been asked for
+    // by now.
+    cuda::check(cudaEventRecord(slots_[(next_ + 1) % slots_.size()].read, compute_), kWho);
     Slot& slot = slots_[next_];
     std::byte* to = device_.data() + offset(next_);
     cuda::check(cudaStreamWaitEvent(stream_, slot.read), kWho);

@@ -86,8 +86,7 @@ int bench(const Arguments& arguments) {
   if (!arguments.json.empty()) {
     print_json(arguments.json, "tokens_per_second", tokens / median);
     print_json(arguments.json, "ms", median * 1e3);
-    print_json(arguments.json, "peak_gib",
-               static_cast<double>(plan.total_bytes()) / (1 << 30));
+    print_json(arguments.json, "peak_gib", static_cast<double>(plan.total_bytes()) / (1 << 30));
   }
   fmt::print("{} layers x {}, vocabulary {}, {} rows of {}: {} parameters, {}, {}\n",
              arguments.layers, arguments.hidden_size, arguments.vocab_size, arguments.rows,
@@ -105,7 +104,7 @@ int bench(const Arguments& arguments) {
   for (int i = 0; i < arguments.steps; ++i) step(++number, &timer);
   end.record(exec);
   wait(exec);
-  timer.collect();
+  timer.collect(timer.pending());
   fmt::print("time by op of {} steps:\n{}", arguments.steps,
              to_text(timer, end.seconds_since(begin)));
   return 0;

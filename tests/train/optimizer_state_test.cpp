@@ -20,7 +20,8 @@ using testing::HasSubstr;
 
 TEST(OptimizerStateTest, RanksOwnSlicesOfWholeUnits) {
   constexpr std::int64_t kUnit = ParameterStore::kShardUnit;
-  const ParameterStore store(test_exec(), {{"w", {5 * kUnit - 1}, {5 * kUnit - 1}, {}, true}},
+  const ParameterStore store(test_exec(),
+                             {{"w", {5 * kUnit - 1}, {5 * kUnit - 1}, {}, ParameterRole::kMatrix}},
                              Dtype::kF32, StoreContents::kValues);
   const auto units = [&](int count) {
     std::vector<std::int64_t> result;
@@ -43,9 +44,10 @@ TEST(OptimizerStateTest, RanksOwnSlicesOfWholeUnits) {
 
 TEST(OptimizerStateTest, AnyNumberOfRanksCanBeLoaded) {
   // Six units: the cuts are within parameters, some slices hold several, and of 8 two are empty.
-  const std::vector<ParameterSpec> specs = {{"a", {100, 100}, {100, 100}, {}, true},
-                                            {"b", {3000}, {3000}, {}, false},
-                                            {"c", {9000}, {9000}, {}, false}};
+  const std::vector<ParameterSpec> specs = {
+      {"a", {100, 100}, {100, 100}, {}, ParameterRole::kMatrix},
+      {"b", {3000}, {3000}, {}, ParameterRole::kOther},
+      {"c", {9000}, {9000}, {}, ParameterRole::kOther}};
   const ParameterStore original = filled_store(specs, 1);
   const SaveId save_id{"run", 7};
   for (const int count : {1, 2, 3, 8}) {
@@ -80,7 +82,7 @@ TEST(OptimizerStateTest, AnyNumberOfRanksCanBeLoaded) {
 
 TEST(OptimizerStateTest, MomentsMustCoverEveryElementOnce) {
   TemporaryFolder folder;
-  ParameterStore store(test_exec(), {{"w", {10}, {10}, {}, true}}, Dtype::kF32,
+  ParameterStore store(test_exec(), {{"w", {10}, {10}, {}, ParameterRole::kMatrix}}, Dtype::kF32,
                        StoreContents::kValuesAndTraining);
   const SaveId save_id{"run", 7};
   write_optimizer_state(folder.path(), store, {}, save_id);

@@ -9,8 +9,9 @@ namespace jiboia {
 namespace {
 
 std::vector<ParameterSpec> two_parameters() {
-  return {{.name = "matrix", .shape = {3, 50}, .file_shape = {3, 50}, .decays = true},
-          {.name = "norm", .shape = {7}, .file_shape = {7}, .decays = false}};
+  return {
+      {.name = "matrix", .shape = {3, 50}, .file_shape = {3, 50}, .role = ParameterRole::kMatrix},
+      {.name = "norm", .shape = {7}, .file_shape = {7}, .role = ParameterRole::kOther}};
 }
 
 void fill(const Tensor& tensor, float value) {

@@ -13,11 +13,12 @@ namespace jiboia {
 
 /// A few of a model's parameters, of odd sizes: what files and checkpoints see of a model.
 inline std::vector<ParameterSpec> tiny_parameters() {
-  return {{"backbone.embeddings.weight", {29, 23}, {29, 23}, {}, true},
-          {"backbone.layers.0.mixer.conv1d.weight", {46, 4}, {46, 1, 4}, {}, true},
-          {"backbone.layers.0.mixer.A_log", {46, 5}, {46, 5}, {}, false},
-          {"backbone.layers.0.mixer.D", {46}, {46}, {}, false},
-          {"backbone.norm_f.weight", {23}, {23}, {}, false}};
+  return {
+      {"backbone.embeddings.weight", {29, 23}, {29, 23}, {}, ParameterRole::kMatrix},
+      {"backbone.layers.0.mixer.conv1d.weight", {46, 4}, {46, 1, 4}, {}, ParameterRole::kFilter},
+      {"backbone.layers.0.mixer.A_log", {46, 5}, {46, 5}, {}, ParameterRole::kOther},
+      {"backbone.layers.0.mixer.D", {46}, {46}, {}, ParameterRole::kOther},
+      {"backbone.norm_f.weight", {23}, {23}, {}, ParameterRole::kOther}};
 }
 
 inline ModelConfig tiny_store_config() {

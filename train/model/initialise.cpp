@@ -31,9 +31,8 @@ double draw(const Initializer& how, const Philox& random, std::int64_t i, std::i
 
 }  // namespace
 
-void initialise(ParameterStore& parameters, std::uint64_t seed) {
-  // Drawn by the host whatever the exec, so that CPU and GPU start with the same bits.
-  CpuExec cpu;
+void initialise(ParameterStore& parameters, std::uint64_t seed, int threads) {
+  CpuExec cpu(threads);
   HostAccess host(parameters.exec());
   for (std::size_t p = 0; p < parameters.count(); ++p) {
     const Tensor value = parameters.value(p);

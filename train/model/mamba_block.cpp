@@ -28,8 +28,7 @@ class Declarer {
                          const Initializer& initializer, ParameterRole role) {
     std::vector<std::int64_t> file_shape;
     for (int i = 0; i < shape.rank(); ++i) file_shape.push_back(shape[i]);
-    specs_.push_back(
-        {prefix_ + name, shape, file_shape, initializer, decays(role), full_precision(role)});
+    specs_.push_back({prefix_ + name, shape, file_shape, initializer, role});
     return static_cast<ParameterId>(specs_.size() - 1);
   }
   ParameterSpec& last() { return specs_.back(); }

@@ -16,8 +16,7 @@ MambaLm::MambaLm(const ModelConfig& config) : config_(config) {
   const auto declare = [&](const char* name, const Shape& shape,
                            std::vector<std::int64_t> file_shape, const Initializer& initializer,
                            ParameterRole role) {
-    specs_.push_back(
-        {name, shape, std::move(file_shape), initializer, decays(role), full_precision(role)});
+    specs_.push_back({name, shape, std::move(file_shape), initializer, role});
     return static_cast<ParameterId>(specs_.size() - 1);
   };
 

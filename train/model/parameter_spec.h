@@ -26,7 +26,9 @@ enum class ParameterRole : std::uint8_t {
   kFilter,  ///< of a convolution
   kOther,   ///< norms, biases, A_log, D
 };
+/// Whether weight decay applies in the scope `default`.
 constexpr bool decays(ParameterRole role) { return role != ParameterRole::kOther; }
+/// Whether ops read it in fp32 whatever dtype activations have.
 constexpr bool full_precision(ParameterRole role) { return role != ParameterRole::kMatrix; }
 
 /// One trainable tensor as a model declares it.
@@ -35,10 +37,7 @@ struct ParameterSpec {
   Shape shape;                           ///< as the ops see it
   std::vector<std::int64_t> file_shape;  ///< as files have it; same elements
   Initializer initializer;
-  bool decays = false;  ///< weight decay applies in the scope `default`: matrices only
-  /// Read in fp32 whatever dtype activations have: all but the matrices of products and the
-  /// embedding.
-  bool full_precision = false;
+  ParameterRole role = ParameterRole::kOther;
 };
 
 }  // namespace jiboia

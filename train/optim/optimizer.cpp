@@ -22,9 +22,9 @@ Optimizer::Optimizer(const OptimConfig& config, ParameterStore& parameters)
       parameters_(parameters),
       groups_{{.name = "decay", .weight_decay = config.weight_decay}, {.name = "no decay"}} {
   for (std::size_t i = 0; i < parameters.count(); ++i) {
-    const bool decays =
-        config.weight_decay_scope == WeightDecayScope::kAll || parameters.spec(i).decays;
-    Group& group = groups_[decays ? 0 : 1];
+    const bool in_decay =
+        config.weight_decay_scope == WeightDecayScope::kAll || decays(parameters.spec(i).role);
+    Group& group = groups_[in_decay ? 0 : 1];
     group.parameters.push_back(i);
     group.elements += parameters.range(i).size;
   }

@@ -123,7 +123,7 @@ Grad ParameterStore::acquire(ParameterId id) {
 }
 
 Spec compute_spec(const ParameterSpec& spec, Dtype dtype, Activations activations) {
-  const bool rounded = activations == Activations::kBf16 && !spec.full_precision;
+  const bool rounded = activations == Activations::kBf16 && !full_precision(spec.role);
   return {rounded ? Dtype::kBf16 : dtype, spec.shape};
 }
 

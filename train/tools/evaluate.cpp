@@ -153,6 +153,7 @@ int evaluate_model(const Arguments& arguments) {
     require_result_file(arguments.logits, arguments.ids);
   }
   Exec exec = make_exec(arguments.compute.device, arguments.compute.threads);
+  say_what_precision_means(exec, arguments.compute.precision);
   LoadedModel loaded =
       load_model(arguments.model, exec, activations_for(exec, arguments.compute.precision));
   return for_data ? evaluate_data(arguments, loaded, exec) : write_logits(arguments, loaded, exec);

@@ -24,6 +24,7 @@ struct Arguments {
 
 int generate(const Arguments& arguments) {
   Exec exec = make_exec(arguments.compute.device, arguments.compute.threads);
+  say_what_precision_means(exec, arguments.compute.precision);
   const Activations activations = activations_for(exec, arguments.compute.precision);
   LoadedModel loaded = load_model(arguments.model, exec, activations);
   const std::filesystem::path tokenizer_file = loaded.folder / "tokenizer.json";
