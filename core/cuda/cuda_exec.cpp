@@ -1,9 +1,8 @@
 #include "core/cuda/cuda_exec.h"
 
-#include <array>
-#include <string_view>
-
 #include "core/cuda/check.cuh"
+#include "core/cuda/peak_rates.h"
+#include "core/cuda/probe.h"
 #include "core/cuda/state.h"
 #include "core/memory.h"
 
@@ -12,36 +11,18 @@ namespace {
 
 constexpr const char* kWho = "cuda";
 
-/// Dense rates in FLOP/s of the vendor's data sheets: bf16 tensor cores with fp32 sums, and fp32.
-struct Peak {
-  std::string_view name;  ///< part of the device's name; the first that fits counts
-  double bf16, f32;
-};
-constexpr std::array kPeaks{
-    Peak{"H100 PCIe", 756e12, 51e12}, Peak{"H100 NVL", 835e12, 60e12},
-    Peak{"H100", 989.4e12, 66.9e12},  Peak{"H200", 989.4e12, 66.9e12},
-    Peak{"GH200", 989.4e12, 66.9e12}, Peak{"B200", 2250e12, 75e12},
-    Peak{"A100", 312e12, 19.5e12},    Peak{"L40S", 362e12, 91.6e12},
-    Peak{"L4", 121e12, 30.3e12},      Peak{"RTX 4090", 165.2e12, 82.6e12},
-    Peak{"RTX 3090", 71e12, 35.6e12}, Peak{"A10G", 70e12, 31.5e12},
-    Peak{"A6000", 154.8e12, 38.7e12},
-};
-
 GpuInfo info_of(int device) {
   cudaDeviceProp properties{};
   cuda::check(cudaGetDeviceProperties(&properties, device), kWho);
-  GpuInfo gpu{.device = device,
-              .name = properties.name,
-              .compute_capability = 10 * properties.major + properties.minor,
-              .multiprocessors = properties.multiProcessorCount,
-              .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem)};
-  for (const Peak& peak : kPeaks) {
-    if (gpu.name.find(peak.name) == std::string::npos) continue;
-    gpu.peak_bf16 = peak.bf16;
-    gpu.peak_f32 = peak.f32;
-    break;
-  }
-  return gpu;
+  const PeakRates peak = peak_rates(properties.name);
+  return {.device = device,
+          .name = properties.name,
+          .compute_capability = 10 * properties.major + properties.minor,
+          .multiprocessors = properties.multiProcessorCount,
+          .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
+          .shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin),
+          .peak_bf16 = peak.bf16,
+          .peak_f32 = peak.f32};
 }
 
 }  // namespace
@@ -61,6 +42,7 @@ CudaExec::CudaExec(int device) : state_(std::make_unique<State>()) {
   require(device >= 0 && device < count, ErrorKind::kCuda, "GPU {} of {} was asked for", device,
           count);
   cuda::check(cudaSetDevice(device), kWho);
+  cuda::require_code(kWho);
   state_->gpu = info_of(device);
   cuda::check(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), kWho);
   state_->blas_workspace =

@@ -18,7 +18,8 @@ struct GpuInfo {
   int compute_capability = 0;  ///< 90 for 9.0
   int multiprocessors = 0;
   std::int64_t memory_bytes = 0;
-  /// Vendor's dense matrix product rates in FLOP/s, fp32 accumulation; 0 for GPUs not in the table.
+  int shared_bytes_per_block = 0;  ///< the most that a kernel can ask for, static and dynamic
+  /// See peak_rates().
   double peak_bf16 = 0, peak_f32 = 0;
 };
 
