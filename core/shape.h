@@ -9,6 +9,9 @@
 
 namespace jiboia {
 
+/// n / d, rounded up, of n >= 0 and d > 0.
+constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+
 /// Up to four 64-bit extents, outermost first. Trivially copyable.
 class Shape {
  public:

@@ -8,8 +8,21 @@
 /// scratch memory, and the partial sums are added in a fixed order.
 namespace jiboia::cuda {
 
-/// Threads of a block; also the size of its shared array.
+/// Threads of a block.
 inline constexpr int kSumThreads = 512;
+
+/// The sum over threadIdx.y, in order, in the threads with threadIdx.y = 0. To be called once, by
+/// all kSumThreads threads of the block; 2 KiB of shared memory.
+__device__ inline float sum_over_lanes(float value) {
+  __shared__ float values[kSumThreads];
+  values[threadIdx.y * blockDim.x + threadIdx.x] = value;
+  __syncthreads();
+  if (threadIdx.y != 0) return 0;
+  for (unsigned lane = 1; lane < blockDim.y; ++lane) {
+    value += values[lane * blockDim.x + threadIdx.x];
+  }
+  return value;
+}
 
 /// to[i] (+)= sum over tiles of partials[tile][i], i over `size` elements in rows of `columns`.
 /// Block (x elements, y tile lanes) of kSumThreads threads, grid ceil(size / x), 2 KiB of shared
@@ -19,7 +32,6 @@ template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_partials_kernel(const float* __restrict__ partials, std::int64_t tiles, std::int64_t size,
                         std::int64_t columns, GradRows<T> to) {
-  __shared__ float sums[kSumThreads];
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   float sum = 0;
   if (i < size) {
@@ -27,11 +39,8 @@ __global__ void __launch_bounds__(kSumThreads)
       sum += partials[tile * size + i];
     }
   }
-  sums[threadIdx.y * blockDim.x + threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || i >= size) return;
-  for (unsigned lane = 1; lane < blockDim.y; ++lane) sum += sums[lane * blockDim.x + threadIdx.x];
-  put(to.add, to[i / columns][i % columns], sum);
+  sum = sum_over_lanes(sum);
+  if (threadIdx.y == 0 && i < size) put(to.mode, to[i / columns][i % columns], sum);
 }
 
 /// to (+)= sum over tiles of partials, an array (tiles, elements of `to`) of fp32 in GPU memory.
@@ -65,7 +74,6 @@ template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_rows_kernel(Rows<const T> from, std::int64_t columns, RowTiles cut,
                     float* __restrict__ partials) {
-  __shared__ float sums[kSumThreads];
   const std::int64_t column = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t begin = blockIdx.y * cut.rows_per_tile;
   const std::int64_t end =
@@ -76,11 +84,8 @@ __global__ void __launch_bounds__(kSumThreads)
       sum += to_float(from[row][column]);
     }
   }
-  sums[threadIdx.y * blockDim.x + threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return;
-  for (unsigned lane = 1; lane < blockDim.y; ++lane) sum += sums[lane * blockDim.x + threadIdx.x];
-  partials[blockIdx.y * columns + column] = sum;
+  sum = sum_over_lanes(sum);
+  if (threadIdx.y == 0 && column < columns) partials[blockIdx.y * columns + column] = sum;
 }
 
 /// Scratch that column_sums() wants for a matrix of this shape.

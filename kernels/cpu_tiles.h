@@ -10,8 +10,6 @@
 /// How CPU ops cut their work: by shape alone, so that results do not depend on threads.
 namespace jiboia {
 
-constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
-
 /// Calls range(begin, end) for consecutive runs of at most `grain` items, in parallel.
 template <class Range>
 void parallel_ranges(CpuExec& cpu, std::int64_t items, std::int64_t grain, Range range) {

@@ -30,7 +30,7 @@ inline cuda::DeviceMatrix middle_rows(cuda::DeviceMatrix m, std::int64_t first,
 /// f32, not transposed. Asynchronous. Errors: Internal, Cuda.
 inline void multiply(CudaExec& gpu, const char* op, GradMode mode, const cuda::DeviceMatrix& to,
                      const cuda::DeviceMatrix& left, const cuda::DeviceMatrix& right) {
-  gpu.blas().multiply(op, {.to = to, .left = left, .right = right, .add = mode == GradMode::kAdd});
+  gpu.blas().multiply(op, {.to = to, .left = left, .right = right, .mode = mode});
 }
 
 }  // namespace jiboia

@@ -27,11 +27,13 @@ bool takes_vectors(const Tensor& tensor) {
           (tensor.rows() <= 1 || tensor.row_stride % kCount == 0));
 }
 
-/// to = kCount elements at `from`, which is aligned for all of them.
-template <int kCount, class T>
-__device__ void load(const T* from, float (&to)[kCount]) {
-  using Memory = Words<kCount * sizeof(T)>;
-  const Memory words = *reinterpret_cast<const Memory*>(from);
+/// kCount elements of T in memory.
+template <class T, int kCount>
+using Vector = Words<kCount * sizeof(T)>;
+
+/// To be given a copy: from memory itself, nvcc would load each word for itself.
+template <class T, int kCount>
+__device__ void unpack(const Vector<T, kCount>& words, float (&to)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if constexpr (std::is_same_v<T, float>) {
@@ -42,11 +44,10 @@ __device__ void load(const T* from, float (&to)[kCount]) {
     }
   }
 }
-/// kCount elements at `to`, which is aligned for all of them, = from, rounded.
-template <int kCount, class T>
-__device__ void store(const float (&from)[kCount], T* to) {
-  using Memory = Words<kCount * sizeof(T)>;
-  Memory words;
+/// Rounds.
+template <class T, int kCount>
+__device__ Vector<T, kCount> pack(const float (&from)[kCount]) {
+  Vector<T, kCount> words;
   if constexpr (std::is_same_v<T, float>) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) words.at[i] = __float_as_uint(from[i]);
@@ -57,13 +58,34 @@ __device__ void store(const float (&from)[kCount], T* to) {
       words.at[i / 2] = unsigned{__bfloat16_as_ushort(pair.y)} << 16 | __bfloat16_as_ushort(pair.x);
     }
   }
-  *reinterpret_cast<Memory*>(to) = words;
+  return words;
+}
+
+/// to = kCount elements at `from`, which is aligned for all of them.
+template <int kCount, class T>
+__device__ void load(const T* from, float (&to)[kCount]) {
+  if constexpr (kCount == 1) {
+    to[0] = to_float(*from);
+  } else {
+    const Vector<T, kCount> words = *reinterpret_cast<const Vector<T, kCount>*>(from);
+    unpack<T>(words, to);
+  }
+}
+/// kCount elements at `to`, which is aligned for all of them, = from, rounded.
+template <int kCount, class T>
+__device__ void store(const float (&from)[kCount], T* to) {
+  if constexpr (kCount == 1) {
+    *to = from_float<T>(from[0]);
+  } else {
+    const Vector<T, kCount> words = pack<T>(from);
+    *reinterpret_cast<Vector<T, kCount>*>(to) = words;
+  }
 }
 /// Writes or adds kCount values to a gradient.
 template <int kCount, class T>
-__device__ void put(bool add, T* to, const float (&values)[kCount]) {
+__device__ void put(GradMode mode, T* to, const float (&values)[kCount]) {
   float result[kCount];
-  if (add) {
+  if (mode == GradMode::kAdd) {
     load(to, result);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) result[i] += values[i];
@@ -73,14 +95,30 @@ __device__ void put(bool add, T* to, const float (&values)[kCount]) {
   }
 }
 
-/// The sum over the lanes of a whole warp, the same bits in each.
-template <class T>
-__device__ T warp_sum(T value) {
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+/// combine() over the values of the blockDim.x threads that share a threadIdx.y, whole warps, in a
+/// fixed order; the same bits in each. To be called by all threads of the block. `shared` has an
+/// element for each warp of the block; a barrier must come before it is used otherwise.
+template <class T, class Combine>
+__device__ T over_row(T value, Combine combine, T* shared) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xFFFFFFFFU, value, offset);
+    value = combine(value, __shfl_xor_sync(0xFFFFFFFFU, value, offset));
   }
-  return value;
+  if (blockDim.x == 32) return value;
+  const unsigned warps = blockDim.x / 32;
+  shared += threadIdx.y * warps;
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  T result = shared[0];
+  for (unsigned warp = 1; warp < warps; ++warp) result = combine(result, shared[warp]);
+  return result;
 }
 
 }  // namespace jiboia::cuda

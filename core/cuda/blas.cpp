@@ -188,12 +188,12 @@ Blas::~Blas() = default;
 
 void Blas::multiply(const char* op, const MatrixProduct& product) {
   require_product(op, product);
-  const auto& [to, left, right, add] = product;
+  const auto& [to, left, right, mode] = product;
   if (to.rows == 0 || to.columns == 0) return;
   if (left.columns == 0) return multiply_plainly(state_->stream, op, product);
   const Plan& plan = state_->plan_for(op, product);
   if (!plan.algorithm) return multiply_plainly(state_->stream, op, product);
-  const float alpha = 1, beta = add ? 1 : 0;
+  const float alpha = 1, beta = mode == GradMode::kAdd ? 1 : 0;
   check_blas(
       cublasLtMatmul(state_->library.get(), plan.description.get(), &alpha, right.data,
                      plan.right.get(), left.data, plan.left.get(), &beta, to.data, plan.to.get(),

@@ -1,8 +1,10 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "core/dtype.h"
+#include "core/op.h"
 
 struct CUstream_st;
 
@@ -17,13 +19,19 @@ struct DeviceMatrix {
   bool transposed = false;      ///< rows and columns are those of the transpose
 };
 
-/// to = left right + beta * to, where beta is 0 or 1. left and right have one dtype, f32 or bf16;
+/// to = left right, or to += left right. left and right have one dtype, f32 or bf16;
 /// `to` has that one or f32, and is not transposed. Sums in fp32 (no TF32); a bf16 product that is
 /// added may be rounded to bf16 before.
 struct MatrixProduct {
   DeviceMatrix to, left, right;
-  bool add = false;  ///< beta is 1
+  GradMode mode = GradMode::kOverwrite;
 };
+
+/// "(3, 5) bf16 (5, 2) f32 -> (3, 2) f32", for errors.
+std::string to_string(const MatrixProduct& product);
+
+/// Errors: Internal unless shapes, strides and dtypes of the product fit together.
+void require_product(const char* op, const MatrixProduct& product);
 
 /// Matrix products on one stream, with a workspace of its own and with algorithms whose results do
 /// not vary from run to run.

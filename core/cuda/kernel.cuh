@@ -26,10 +26,6 @@ decltype(auto) visit_stored(Dtype dtype, Visitor&& visitor) {
   fail(ErrorKind::kUnsupported, "the CUDA backend stores f32 and bf16, not {}", to_string(dtype));
 }
 
-__host__ __device__ constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) {
-  return (n + d - 1) / d;
-}
-
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 /// Rounds to nearest, ties to even.
@@ -59,14 +55,14 @@ struct Rows {
 template <class T>
 struct GradRows : Rows<T> {
   GradRows() = default;
-  explicit GradRows(const Grad& grad) : Rows<T>(grad), add(grad.mode == GradMode::kAdd) {}
-  bool add = false;
+  explicit GradRows(const Grad& grad) : Rows<T>(grad), mode(grad.mode) {}
+  GradMode mode = GradMode::kOverwrite;
 };
 
 /// Writes or adds a value to an element of a gradient.
 template <class T>
-__device__ void put(bool add, T& element, float value) {
-  element = from_float<T>(add ? to_float(element) + value : value);
+__device__ void put(GradMode mode, T& element, float value) {
+  element = from_float<T>(mode == GradMode::kAdd ? to_float(element) + value : value);
 }
 
 }  // namespace cuda

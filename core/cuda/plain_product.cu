@@ -42,7 +42,7 @@ __device__ void stage(const View<const T>& from, std::int64_t first_row, std::in
 /// memory. Limited by shared memory loads, two for four multiplications.
 template <class T, class To>
 __global__ void __launch_bounds__(kThreads)
-    plain_product_kernel(View<To> to, View<const T> left, View<const T> right, bool add) {
+    plain_product_kernel(View<To> to, View<const T> left, View<const T> right, GradMode mode) {
   __shared__ float left_tile[kDepth][kTile + 1];
   __shared__ float right_tile[kDepth][kTile + 1];
   const std::int64_t column_tiles = ceil_div(to.columns, kTile);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < 4; ++j) {
       const std::int64_t column = first_column + thread_column + 16 * j;
       if (row < to.rows && column < to.columns) {
-        put(add, to.data[row * to.row_step + column], sums[i][j]);
+        put(mode, to.data[row * to.row_step + column], sums[i][j]);
       }
     }
   }
@@ -94,41 +94,10 @@ void launch_product(CUstream_st* stream, const char* op, const MatrixProduct& pr
   launch(stream, op, plain_product_kernel<T, To>,
          {.grid = dim3(static_cast<unsigned>(tiles)), .block = dim3(kThreads)},
          view_of<To>(product.to), view_of<const T>(product.left), view_of<const T>(product.right),
-         product.add);
-}
-
-bool rows_overlap(const DeviceMatrix& m) {
-  const std::int64_t stored_rows = m.transposed ? m.columns : m.rows;
-  const std::int64_t stored_columns = m.transposed ? m.rows : m.columns;
-  return stored_rows > 1 && m.row_stride < stored_columns;
+         product.mode);
 }
 
 }  // namespace
-
-std::string to_string(const MatrixProduct& product) {
-  const auto& [to, left, right, add] = product;
-  return fmt::format("({}, {}) {} ({}, {}) {} {} ({}, {}) {}", left.rows, left.columns,
-                     to_string(left.dtype), right.rows, right.columns, to_string(right.dtype),
-                     add ? "added to" : "->", to.rows, to.columns, to_string(to.dtype));
-}
-
-void require_product(const char* op, const MatrixProduct& product) {
-  const auto& [to, left, right, add] = product;
-  require(left.columns == right.rows && to.rows == left.rows && to.columns == right.columns,
-          ErrorKind::kInternal, "{}: shapes of a matrix product do not fit: {}", op,
-          to_string(product));
-  require((left.dtype == Dtype::kF32 || left.dtype == Dtype::kBf16) && right.dtype == left.dtype &&
-              (to.dtype == left.dtype || to.dtype == Dtype::kF32),
-          ErrorKind::kInternal,
-          "{}: dtypes of a matrix product are {}, expected f32 or bf16 on the left and right, and "
-          "that or f32 as result",
-          op, to_string(product));
-  require(!to.transposed && !rows_overlap(to) && !rows_overlap(left) && !rows_overlap(right),
-          ErrorKind::kInternal,
-          "{}: a matrix product {} with row strides {}, {} -> {}: rows must not overlap, nor the "
-          "result be transposed",
-          op, to_string(product), left.row_stride, right.row_stride, to.row_stride);
-}
 
 void multiply_plainly(CUstream_st* stream, const char* op, const MatrixProduct& product) {
   visit_stored(product.left.dtype, [&]<class T>() {

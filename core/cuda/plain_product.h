@@ -9,10 +9,4 @@ namespace jiboia::cuda {
 /// Errors: Cuda.
 void multiply_plainly(CUstream_st* stream, const char* op, const MatrixProduct& product);
 
-/// Errors: Internal unless shapes, strides and dtypes of the product fit together.
-void require_product(const char* op, const MatrixProduct& product);
-
-/// "(3, 5) bf16 (5, 2) -> (3, 2) f32", for errors.
-std::string to_string(const MatrixProduct& product);
-
 }  // namespace jiboia::cuda

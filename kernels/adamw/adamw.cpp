@@ -33,7 +33,7 @@ template struct AdamWNumbers<double>;
 void require_consistent(const AdamWUpdate& args) {
   const Dtype dtype = args.value.dtype;
   const Shape shape = args.value.shape;
-  const std::int64_t blocks = (args.value.size() + kDecayBlock - 1) / kDecayBlock;
+  const std::int64_t blocks = ceil_div(args.value.size(), kDecayBlock);
   expect("adamw", "value", args.value, dtype, shape, "(n)");
   expect("adamw", "gradient", args.gradient, dtype, shape, "(n)");
   expect("adamw", "exp_avg", args.exp_avg, dtype, shape, "(n)");

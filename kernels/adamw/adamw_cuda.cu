@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
 void adamw(CudaExec& gpu, const AdamWUpdate& args) {
   require_consistent(args);
   const Buffers buffers(args);
-  const auto blocks = cuda::ceil_div(buffers.n, kThreads * kWidth);
+  const auto blocks = ceil_div(buffers.n, kThreads * kWidth);
   cuda::launch(gpu, "adamw", adamw_kernel,
                {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)}, buffers,
                AdamWNumbers<float>(args));

@@ -28,8 +28,8 @@ struct Geometry {
     if (!held) threads = kUsualThreads;
     lanes = held && threads < kUsualThreads ? kUsualThreads / threads : 1;
     // Tiles of the sum over rows: about as many as a large GPU runs at once.
-    rows_per_tile = cuda::ceil_div(cuda::ceil_div(rows, kMaxTiles), lanes) * lanes;
-    tiles = rows > 0 ? cuda::ceil_div(rows, rows_per_tile) : 0;
+    rows_per_tile = ceil_div(ceil_div(rows, kMaxTiles), lanes) * lanes;
+    tiles = rows > 0 ? ceil_div(rows, rows_per_tile) : 0;
   }
   dim3 block() const { return dim3(static_cast<unsigned>(threads), static_cast<unsigned>(lanes)); }
 
@@ -43,15 +43,8 @@ struct Geometry {
 /// threads of the block.
 __device__ float row_sum(float value) {
   __shared__ float sums[kMaxThreads / 32];
-  value = cuda::warp_sum(value);
-  if (blockDim.x == 32) return value;
-  const unsigned warps = blockDim.x / 32, first = threadIdx.y * warps;
-  __syncthreads();  // after the reads of the call before
-  if (threadIdx.x % 32 == 0) sums[first + threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
-  for (unsigned warp = 0; warp < warps; ++warp) sum += sums[first + warp];
-  return sum;
+  if (blockDim.x > 32) __syncthreads();  // after the reads of the call before
+  return cuda::over_row(value, cuda::Sum(), sums);
 }
 
 template <class T>
@@ -225,10 +218,10 @@ __global__ void __launch_bounds__(kMaxThreads) backward_held(const Backward<T> a
           grad[k] = fmaf(rstd, fmaf(-xhat[i][k], mean, a[i][k]), grad[k]);
       }
       if (at.grad_residual.data) {
-        cuda::put(at.grad_residual.add, at.grad_residual[row] + column(i), grad);
+        cuda::put(at.grad_residual.mode, at.grad_residual[row] + column(i), grad);
       }
       if (at.grad_update.data) {
-        cuda::put(at.grad_update.add, at.grad_update[row] + column(i), grad);
+        cuda::put(at.grad_update.mode, at.grad_update[row] + column(i), grad);
       }
     }
   }
@@ -285,9 +278,9 @@ __global__ void __launch_bounds__(kUsualThreads) backward_any(const Backward<T> 
         grad = fmaf(rstd, fmaf(-(at.x[row][i] * rstd), mean, a), grad);
       }
       if (at.grad_residual.data) {
-        cuda::put(at.grad_residual.add, at.grad_residual[row][i], grad);
+        cuda::put(at.grad_residual.mode, at.grad_residual[row][i], grad);
       }
-      if (at.grad_update.data) cuda::put(at.grad_update.add, at.grad_update[row][i], grad);
+      if (at.grad_update.data) cuda::put(at.grad_update.mode, at.grad_update[row][i], grad);
     }
   }
 }
@@ -312,7 +305,7 @@ void AddRmsNorm::forward(CudaExec& gpu, const ForwardArgs<AddRmsNorm>& args) {
   }
   const Geometry cut(in.residual.rows(), in.residual.columns(), vectors);
   cuda::visit_stored(out.normed.dtype, [&]<class T>() {
-    const auto blocks = static_cast<unsigned>(cuda::ceil_div(cut.rows, cut.lanes));
+    const auto blocks = static_cast<unsigned>(ceil_div(cut.rows, cut.lanes));
     cuda::launch(gpu, kName, cut.held ? forward_held<T> : forward_any<T>,
                  {.grid = dim3(blocks), .block = cut.block()}, Forward<T>(args));
   });

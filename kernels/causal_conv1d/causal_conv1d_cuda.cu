@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
     grad += at.weight[channel * at.W + at.W - 1 - later] *
             grad_of_s(at, grad_u, batch, t + later, channel);
   }
-  cuda::put(grad_x.add, grad_x[row][channel], grad);
+  cuda::put(grad_x.mode, grad_x[row][channel], grad);
 }
 
 /// Block kThreads, a thread a channel of a tile of steps, whose sums grow in memory; no shared
@@ -97,7 +97,7 @@ void visit_taps(std::int64_t W, Visitor visitor) {
 }
 
 dim3 grid_of_elements(std::int64_t elements) {
-  return dim3(static_cast<unsigned>(cuda::ceil_div(elements, kThreads)));
+  return dim3(static_cast<unsigned>(ceil_div(elements, kThreads)));
 }
 
 }  // namespace

@@ -24,14 +24,13 @@ struct Cut {
     // Long walks read few steps twice; shorter ones where the GPU would not be filled.
     constexpr std::int64_t kEnoughThreads = 1 << 17;
     std::int64_t walk = 128;
-    while (walk > 2 * kAhead &&
-           B * cuda::ceil_div(L, walk) * cuda::ceil_div(D, kPair) < kEnoughThreads) {
+    while (walk > 2 * kAhead && B * ceil_div(L, walk) * ceil_div(D, kPair) < kEnoughThreads) {
       walk /= 2;
     }
     steps = walk - behind;
-    tiles_per_row = static_cast<unsigned>(cuda::ceil_div(L, steps * kLanes));
+    tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
     tiles = B * tiles_per_row;
-    blocks_per_tile = static_cast<unsigned>(cuda::ceil_div(D, kPairs * kPair));
+    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kPairs * kPair));
   }
   dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
 
@@ -297,7 +296,7 @@ struct BackwardRun {
       }
     }
     T* to = grad_x[place.batch * at.L + step] + place.channel;
-    cuda::put(kWalk == Walk::kCareful && grad_x.add, to, grad);
+    cuda::put(kWalk == Walk::kCareful ? grad_x.mode : GradMode::kOverwrite, to, grad);
   }
 
   const Operands<T>& at;
@@ -323,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     BackwardRun<T, kTaps> run{at,   place, grad_u, grad_x, Taps<kTaps>(at, place.channel),
                               sums, {},    {}};
     load_before<kTaps>(at, place, run.inputs);
-    const bool overwrites = grad_x.data && !grad_x.add;
+    const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
     const std::int64_t walk_end = place.end + kTaps - 1;
     std::int32_t start = at.start(place.batch, place.begin + kAhead - 1);
     for (std::int64_t t = place.begin; t < walk_end; t += kAhead) {

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void convert(CudaExec& gpu, const Tensor& from, const Tensor& to) {
   require_convertible(from, to);
-  const auto blocks = cuda::ceil_div(from.size(), kThreads * kWidth);
+  const auto blocks = ceil_div(from.size(), kThreads * kWidth);
   cuda::launch(gpu, "convert", convert_kernel,
                {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
                from.as<float>(), to.as<cuda::bf16>(), from.size(),

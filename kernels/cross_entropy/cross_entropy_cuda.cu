@@ -1,22 +1,23 @@
 #include <algorithm>
 
-#include "core/cuda/kernel.cuh"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/matrix_cuda.h"
+#include "kernels/vectors.cuh"
 
 namespace jiboia {
 namespace {
 
-using cuda::ceil_div;
 using cuda::from_float;
 using cuda::to_float;
 
 // Logits that exist at a time: enough rows for efficient products.
 constexpr std::int64_t kChunkBytes = std::int64_t{256} << 20;
 constexpr std::int64_t kMinChunkRows = 128;
-// A row of logits that fits here is kept in shared memory and read once.
+// A row of logits that fits here, and into a block's shared memory, is kept there and read once.
 constexpr std::int64_t kMaxSharedRowBytes = 160 * 1024;
 constexpr int kSumThreads = 1024;
+// Sums of warps, for each of the two that score_rows() makes.
+using WarpPartials = float[2][32];
 constexpr float kLog2E = 1.44269504088896340736f;
 
 /// How the logits are laid out and cut; of shapes and dtype alone.
@@ -41,30 +42,9 @@ struct GradScale {
   float per_target, per_lse;
 };
 
-struct Sum {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
 struct Largest {  // passes over NaN, which the sum of exponentials then meets
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
-
-/// combine() over the values of all threads of a block, whole warps, in a fixed order; every thread
-/// gets the result. `shared` has 32 elements; a barrier must come before they are used otherwise.
-template <class T, class Combine>
-__device__ T over_block(T value, Combine combine, T* shared) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
-  }
-  const unsigned warps = blockDim.x / 32;
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  T result = shared[0];
-  for (unsigned warp = 1; warp < warps; ++warp) result = combine(result, shared[warp]);
-  return result;
-}
 
 /// scale->per_target = 1 / number of targets, 0 without any.
 /// One block of 1024 threads, 128 bytes of shared memory; limited by latency.
@@ -76,22 +56,14 @@ __global__ void __launch_bounds__(kSumThreads)
   for (std::int64_t i = threadIdx.x; i < rows; i += kSumThreads) {
     count += targets[i] != kIgnoredTarget;
   }
-  count = over_block(count, Sum(), counts);
+  count = cuda::over_row(count, cuda::Sum(), counts);
   if (threadIdx.x != 0) return;
   *scale = {count ? static_cast<float>(1.0 / count) : 0.f, per_lse};
 }
 
-/// 16 bytes of T.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
-};
-
 /// exp(logit - largest).
-template <class T>
-__device__ float exponential(T logit, float largest) {
-  return exp2f((to_float(logit) - largest) * kLog2E);
+__device__ float exponential(float logit, float largest) {
+  return exp2f((logit - largest) * kLog2E);
 }
 
 template <class T>
@@ -111,13 +83,14 @@ struct ScoreRows {
 /// memory and by issue alike.
 template <class T>
 __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
-  constexpr int kPack = Pack<T>::kSize;
+  constexpr int kPack = 16 / sizeof(T);
+  using Pack = cuda::Vector<T, kPack>;
   constexpr int kAhead = 2;  // loads that are under way at a time
-  __shared__ float partials[2][32];
+  __shared__ WarpPartials partials;
   T* const logits = args.logits + blockIdx.x * args.stride;
   T* const kept = args.keep_in_shared ? reinterpret_cast<T*>(cuda::dynamic_shared()) : logits;
-  auto* const packs = reinterpret_cast<Pack<T>*>(logits);
-  auto* const kept_packs = reinterpret_cast<Pack<T>*>(kept);
+  auto* const packs = reinterpret_cast<Pack*>(logits);
+  auto* const kept_packs = reinterpret_cast<Pack*>(kept);
   const int V = args.V, whole = V / kPack;
   const int begin = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
   const std::int32_t target = args.targets[blockIdx.x];
@@ -129,7 +102,7 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   // barrier of its own.
   float largest = -INFINITY;
   for (int first = begin; first < whole; first += kAhead * step) {
-    Pack<T> ahead[kAhead];
+    Pack ahead[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (first + k * step < whole) ahead[k] = packs[first + k * step];
@@ -138,24 +111,29 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
     for (int k = 0; k < kAhead; ++k) {
       if (first + k * step >= whole) break;
       if (args.keep_in_shared) kept_packs[first + k * step] = ahead[k];
+      float values[kPack];
+      cuda::unpack<T>(ahead[k], values);
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) largest = fmaxf(largest, to_float(ahead[k].values[j]));
+      for (int j = 0; j < kPack; ++j) largest = fmaxf(largest, values[j]);
     }
   }
   for (int v = whole * kPack + begin; v < V; v += step) {
     if (args.keep_in_shared) kept[v] = logits[v];
     largest = fmaxf(largest, to_float(logits[v]));
   }
-  largest = over_block(largest, Largest(), partials[0]);
+  largest = cuda::over_row(largest, Largest(), partials[0]);
 
   float sum = 0;
   for (int i = begin; i < whole; i += step) {
-    const Pack<T> pack = kept_packs[i];
+    float values[kPack];
+    cuda::load(kept + i * kPack, values);
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) sum += exponential(pack.values[j], largest);
+    for (int j = 0; j < kPack; ++j) sum += exponential(values[j], largest);
   }
-  for (int v = whole * kPack + begin; v < V; v += step) sum += exponential(kept[v], largest);
-  sum = over_block(sum, Sum(), partials[1]);
+  for (int v = whole * kPack + begin; v < V; v += step) {
+    sum += exponential(to_float(kept[v]), largest);
+  }
+  sum = cuda::over_row(sum, cuda::Sum(), partials[1]);
 
   const float log_sum = logf(sum), lse = largest + log_sum;
   if (threadIdx.x == 0) {
@@ -167,20 +145,20 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   const GradScale scale = *args.scale;
   const float factor = ((has_target ? scale.per_target : 0.f) + scale.per_lse * lse) / sum;
   for (int i = begin; i < whole; i += step) {
-    Pack<T> pack = kept_packs[i];
+    float values[kPack];
+    cuda::load(kept + i * kPack, values);
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) {
-      pack.values[j] = from_float<T>(exponential(pack.values[j], largest) * factor);
-    }
-    packs[i] = pack;
+    for (int j = 0; j < kPack; ++j) values[j] = exponential(values[j], largest) * factor;
+    cuda::store(values, logits + i * kPack);
   }
   for (int v = whole * kPack + begin; v < V; v += step) {
-    logits[v] = from_float<T>(exponential(kept[v], largest) * factor);
+    logits[v] = from_float<T>(exponential(to_float(kept[v]), largest) * factor);
   }
   // Whoever wrote the target's element above writes it again.
   const int owner = target < whole * kPack ? target / kPack % step : target - whole * kPack;
   if (has_target && begin == owner) {
-    logits[target] = from_float<T>(exponential(target_logit, largest) * factor - scale.per_target);
+    logits[target] =
+        from_float<T>(exponential(to_float(target_logit), largest) * factor - scale.per_target);
   }
 }
 
@@ -195,8 +173,8 @@ __global__ void __launch_bounds__(kSumThreads)
     cross_entropy += losses[i].cross_entropy;
     lse_squared += losses[i].lse_squared;
   }
-  cross_entropy = over_block(cross_entropy, Sum(), partials[0]);
-  lse_squared = over_block(lse_squared, Sum(), partials[1]);
+  cross_entropy = cuda::over_row(cross_entropy, cuda::Sum(), partials[0]);
+  lse_squared = cuda::over_row(lse_squared, cuda::Sum(), partials[1]);
   if (threadIdx.x != 0) return;
   cross_entropy *= scale->per_target;
   lse_squared /= static_cast<double>(rows);
@@ -226,7 +204,9 @@ void score(CudaExec& gpu, const LossArgs<CrossEntropy>& args, bool with_gradient
                {.grid = dim3(1), .block = dim3(kSumThreads)}, targets, rows, per_lse, scale);
 
   const std::int64_t row_bytes = chunks.stride * size_of(in.x.dtype);
-  const bool keep_in_shared = row_bytes <= kMaxSharedRowBytes;
+  const std::int64_t shared_bytes =
+      gpu.gpu().shared_bytes_per_block - static_cast<std::int64_t>(sizeof(WarpPartials));
+  const bool keep_in_shared = row_bytes <= std::min(kMaxSharedRowBytes, shared_bytes);
   const auto x = device_matrix(in.x), weight = device_matrix(in.weight);
   for (std::int64_t begin = 0; begin < rows; begin += chunks.rows) {
     const std::int64_t count = std::min(chunks.rows, rows - begin);

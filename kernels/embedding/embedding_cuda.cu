@@ -1,12 +1,10 @@
-#include "core/cuda/kernel.cuh"
 #include "core/cuda/sort.h"
 #include "core/memory.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/vectors.cuh"
 
 namespace jiboia {
 namespace {
-
-using cuda::ceil_div;
 
 // Positions, sorted by token, are cut into pieces of this many, so that a frequent token does not
 // become one long sum.
@@ -14,29 +12,20 @@ constexpr int kPiecePositions = 64;
 constexpr int kThreads = 64;  // each with a vector of columns
 constexpr int kAhead = 8;     // loads that a thread has under way at a time
 
-/// kWidth elements that are loaded and stored at once.
-template <class T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Vector {
-  T values[kWidth];
-};
-
 /// x[i] = weight[tokens[i]].
 /// Grid ceil(positions / 4), block (64 vectors of columns, 4 positions). Limited by writing x.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(4 * kThreads)
     look_up(const std::int32_t* __restrict__ tokens, const T* __restrict__ weight,
-            float* __restrict__ x, std::int64_t positions, std::int64_t vectors) {
+            float* __restrict__ x, std::int64_t positions, std::int64_t E) {
   const std::int64_t position = std::int64_t{blockIdx.x} * 4 + threadIdx.y;
   if (position >= positions) return;
-  const auto* from =
-      reinterpret_cast<const Vector<T, kWidth>*>(weight) + std::int64_t{tokens[position]} * vectors;
-  auto* to = reinterpret_cast<Vector<float, kWidth>*>(x) + position * vectors;
-  for (std::int64_t i = threadIdx.x; i < vectors; i += kThreads) {
-    const Vector<T, kWidth> row = from[i];
-    Vector<float, kWidth> result;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) result.values[j] = cuda::to_float(row.values[j]);
-    to[i] = result;
+  const T* from = weight + tokens[position] * E;
+  float* to = x + position * E;
+  for (std::int64_t i = threadIdx.x * kWidth; i < E; i += kThreads * kWidth) {
+    float values[kWidth];
+    cuda::load(from + i, values);
+    cuda::store(values, to + i);
   }
 }
 
@@ -54,28 +43,13 @@ struct Runs {
   float* partials;                ///< (pieces, 2, E): the runs that a piece shares with others
   float* grad_weight;             ///< (V, E)
   std::int64_t count, E;
-  bool add;
+  GradMode mode;
 };
 
 template <int kWidth>
-__device__ const Vector<float, kWidth>& vector_at(const float* row) {
-  return *reinterpret_cast<const Vector<float, kWidth>*>(row);
-}
-template <int kWidth>
-__device__ void add_to(Vector<float, kWidth>& sum, const Vector<float, kWidth>& more) {
+__device__ void add_to(float (&sum)[kWidth], const float (&more)[kWidth]) {
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) sum.values[j] += more.values[j];
-}
-template <int kWidth>
-__device__ void put_vector(bool add, float* row, Vector<float, kWidth> value) {
-  auto& to = *reinterpret_cast<Vector<float, kWidth>*>(row);
-  if (add) {
-    // As cuda::put does: what is there comes first.
-    Vector<float, kWidth> sum = to;
-    add_to(sum, value);
-    value = sum;
-  }
-  to = value;
+  for (int j = 0; j < kWidth; ++j) sum[j] += more[j];
 }
 
 /// Adds up each run of equal tokens within a piece of 64 sorted positions. A run that lies in one
@@ -100,14 +74,14 @@ __global__ void __launch_bounds__(kThreads) sum_pieces(Runs runs) {
   const bool last_goes_on =
       begin + count < runs.count && runs.tokens[begin + count] == tokens[count - 1];
 
-  Vector<float, kWidth> sum{};
+  float sum[kWidth] = {};
   bool in_first_run = true;
   for (int first = 0; first < count; first += kAhead) {
-    Vector<float, kWidth> ahead[kAhead];
+    float ahead[kAhead][kWidth];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (first + k < count) {
-        ahead[k] = vector_at<kWidth>(runs.grad_x + positions[first + k] * runs.E + column);
+        cuda::load(runs.grad_x + positions[first + k] * runs.E + column, ahead[k]);
       }
     }
 #pragma unroll
@@ -118,14 +92,14 @@ __global__ void __launch_bounds__(kThreads) sum_pieces(Runs runs) {
       const bool piece_ends = i + 1 == count;
       if (!piece_ends && tokens[i + 1] == tokens[i]) continue;
       if (in_first_run && first_goes_on) {
-        put_vector(false, runs.partials + 2 * std::int64_t{blockIdx.x} * runs.E + column, sum);
+        cuda::store(sum, runs.partials + 2 * std::int64_t{blockIdx.x} * runs.E + column);
       } else if (piece_ends && last_goes_on) {
-        put_vector(false, runs.partials + (2 * std::int64_t{blockIdx.x} + 1) * runs.E + column,
-                   sum);
+        cuda::store(sum, runs.partials + (2 * std::int64_t{blockIdx.x} + 1) * runs.E + column);
       } else {
-        put_vector(runs.add, runs.grad_weight + tokens[i] * runs.E + column, sum);
+        cuda::put(runs.mode, runs.grad_weight + tokens[i] * runs.E + column, sum);
       }
-      sum = {};
+#pragma unroll
+      for (float& element : sum) element = 0;
       in_first_run = false;
     }
   }
@@ -143,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) join_pieces(Runs runs) {
   if (runs.tokens[next] != token) return;
   if (begin > 0 && runs.tokens[begin - 1] == token) return;  // began earlier
 
-  auto sum = vector_at<kWidth>(runs.partials + (2 * piece + 1) * runs.E + column);
+  float sum[kWidth];
+  cuda::load(runs.partials + (2 * piece + 1) * runs.E + column, sum);
   for (std::int64_t first = piece + 1;; first += kAhead) {
     // Tokens are sorted: the run is in those of the next pieces that begin with its token.
     int parts = 0;
@@ -151,11 +126,11 @@ __global__ void __launch_bounds__(kThreads) join_pieces(Runs runs) {
     for (int k = 0; k < kAhead; ++k) {
       parts += first + k < pieces && runs.tokens[(first + k) * kPiecePositions] == token;
     }
-    Vector<float, kWidth> ahead[kAhead];
+    float ahead[kAhead][kWidth];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (k < parts) {
-        ahead[k] = vector_at<kWidth>(runs.partials + 2 * (first + k) * runs.E + column);
+        cuda::load(runs.partials + 2 * (first + k) * runs.E + column, ahead[k]);
       }
     }
 #pragma unroll
@@ -164,11 +139,7 @@ __global__ void __launch_bounds__(kThreads) join_pieces(Runs runs) {
     }
     if (parts < kAhead) break;
   }
-  put_vector(runs.add, runs.grad_weight + token * runs.E + column, sum);
-}
-
-bool aligned(const void* data, std::size_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+  cuda::put(runs.mode, runs.grad_weight + token * runs.E + column, sum);
 }
 
 template <int kWidth>
@@ -198,13 +169,12 @@ void Embedding::forward(CudaExec& gpu, const ForwardArgs<Embedding>& args) {
   const Tensor& weight = args.in.weight;
   const std::int64_t E = weight.columns(), positions = args.in.tokens.size();
   cuda::visit_stored(weight.dtype, [&]<class T>() {
-    const bool by_four = E % 4 == 0 && aligned(weight.data, 4 * sizeof(T)) &&
-                         aligned(args.out.x.data, 4 * sizeof(float));
+    const bool by_four = E % 4 == 0 && cuda::aligned(weight.data, 4 * sizeof(T)) &&
+                         cuda::aligned(args.out.x.data, 4 * sizeof(float));
     cuda::launch(
         gpu, kName, by_four ? look_up<T, 4> : look_up<T, 1>,
         {.grid = dim3(static_cast<unsigned>(ceil_div(positions, 4))), .block = dim3(kThreads, 4)},
-        args.in.tokens.as<std::int32_t>(), weight.as<T>(), args.out.x.as<float>(), positions,
-        by_four ? E / 4 : E);
+        args.in.tokens.as<std::int32_t>(), weight.as<T>(), args.out.x.as<float>(), positions, E);
   });
 }
 
@@ -240,9 +210,9 @@ void Embedding::backward(CudaExec& gpu, const BackwardArgs<Embedding>& args) {
                   .grad_weight = grad.as<float>(),
                   .count = positions,
                   .E = E,
-                  .add = grad.mode == GradMode::kAdd};
-  const bool by_four = E % 4 == 0 && aligned(runs.grad_x, 4 * sizeof(float)) &&
-                       aligned(runs.grad_weight, 4 * sizeof(float));
+                  .mode = grad.mode};
+  const bool by_four = E % 4 == 0 && cuda::aligned(runs.grad_x, 4 * sizeof(float)) &&
+                       cuda::aligned(runs.grad_weight, 4 * sizeof(float));
   by_four ? add_runs<4>(gpu, runs) : add_runs<1>(gpu, runs);
 }
 

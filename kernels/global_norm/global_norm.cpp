@@ -9,7 +9,7 @@ namespace jiboia {
 NormLevels::NormLevels(std::int64_t n) {
   std::int64_t count = n;
   do {
-    count = (count + kNormBlock - 1) / kNormBlock;
+    count = ceil_div(count, kNormBlock);
     counts[static_cast<std::size_t>(levels++)] = count;
   } while (count > kNormBlock);
 }

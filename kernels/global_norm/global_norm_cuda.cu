@@ -17,12 +17,7 @@ __device__ double term(double partial) { return partial; }
 /// The sum over the block, the same bits in all threads. To be called once, by all threads.
 __device__ double block_sum(double value) {
   __shared__ double sums[kThreads / 32];
-  value = cuda::warp_sum(value);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  double sum = 0;
-  for (int warp = 0; warp < kThreads / 32; ++warp) sum += sums[warp];
-  return sum;
+  return cuda::over_row(value, cuda::Sum(), sums);
 }
 
 /// A thread's share of the sum of up to kNormBlock terms, always in the same order. With kThreads
@@ -62,6 +57,10 @@ __global__ void __launch_bounds__(kThreads) partial_sums(const T* __restrict__ f
   if (threadIdx.x == 0) to[blockIdx.x] = sum;
 }
 
+struct Smallest {
+  __device__ int operator()(int a, int b) const { return b < a ? b : a; }
+};
+
 /// The first of up to kNormBlock numbers that is not finite, in all threads; `count` when all are.
 /// To be called by all threads.
 template <class T>
@@ -71,16 +70,7 @@ __device__ int first_not_finite(const T* from, std::int64_t count) {
   for (int i = static_cast<int>(count) - 1 - static_cast<int>(threadIdx.x); i >= 0; i -= kThreads) {
     if (!isfinite(from[i])) first = i;
   }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const int other = __shfl_xor_sync(0xFFFFFFFFU, first, offset);
-    first = other < first ? other : first;
-  }
-  if (threadIdx.x % 32 == 0) firsts[threadIdx.x / 32] = first;
-  __syncthreads();
-  for (int warp = 0; warp < kThreads / 32; ++warp) {
-    first = firsts[warp] < first ? firsts[warp] : first;
-  }
+  first = cuda::over_row(first, Smallest(), firsts);
   __syncthreads();  // before the next call writes
   return first;
 }

@@ -27,7 +27,8 @@ std::int64_t Linear::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& i
   return cuda::column_sums_scratch_bytes(in.x.rows(), in.bias.columns());
 }
 
-// The bias is stored as y is, and the product added to it: one rounding of the sum.
+// The bias is stored as y is, and the product added to it. In bf16 that rounds the bias, the sum,
+// and, where the library does so (core/cuda/blas.h), the product.
 void Linear::forward(CudaExec& gpu, const ForwardArgs<Linear>& args) {
   const Tensor& y = args.out.y;
   if (args.in.bias) {
@@ -35,7 +36,7 @@ void Linear::forward(CudaExec& gpu, const ForwardArgs<Linear>& args) {
       const auto row_blocks = static_cast<unsigned>(std::min<std::int64_t>(y.rows(), 4096));
       cuda::launch(
           gpu, kName, fill_rows<T>,
-          {.grid = dim3(static_cast<unsigned>(cuda::ceil_div(y.columns(), kThreads)), row_blocks),
+          {.grid = dim3(static_cast<unsigned>(ceil_div(y.columns(), kThreads)), row_blocks),
            .block = dim3(kThreads)},
           cuda::Rows<T>(y), y.rows(), y.columns(), args.in.bias.as<float>());
     });

@@ -27,7 +27,7 @@ SelectiveScan::Out<Spec> SelectiveScan::infer(const In<Spec>& in, const Attrs& a
     expect(kName, "initial_state", in.initial_state, full, state.shape, "(B, N, D)");
   }
   return {.y = in.u.packed(),
-          .states = Spec(full, {B, (L + kChunk - 1) / kChunk, N, D}),
+          .states = Spec(full, {B, ceil_div(L, kChunk), N, D}),
           .final_state = attrs.final_state == FinalState::kReturn ? state : Spec()};
 }
 

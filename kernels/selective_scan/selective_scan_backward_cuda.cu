@@ -10,7 +10,7 @@ constexpr int kBlock = kWarps * kChannelLanes;  // channels
 constexpr int kHalf = 2 * kQuad;                // steps whose states are in registers at a time
 constexpr float kLn2 = 0.6931471805599453f;
 
-std::int64_t block_count(std::int64_t D) { return cuda::ceil_div(D, kBlock); }
+std::int64_t block_count(std::int64_t D) { return ceil_div(D, kBlock); }
 
 /// Working memory of the pass: what is added up in a fixed order at the end.
 struct Partials {
@@ -240,12 +240,13 @@ class BackwardOwner {
       d_skip_sum_ = fmaf(step.z, u, d_skip_sum_);
       dt_bias_sum_ += grad_dt;
       if (out_.u.data) {
-        cuda::put(out_.u.add, element<T>(out_.u, row, d_), fmaf(d_skip_, step.z, step.w * gamma_b));
+        cuda::put(out_.u.mode, element<T>(out_.u, row, d_),
+                  fmaf(d_skip_, step.z, step.w * gamma_b));
       }
-      if (out_.dt.data) cuda::put(out_.dt.add, element<T>(out_.dt, row, d_), grad_dt);
+      if (out_.dt.data) cuda::put(out_.dt.mode, element<T>(out_.dt, row, d_), grad_dt);
       if (out_.z.data) {
         const float y = fmaf(d_skip_, u, sums.y[t][channel_]);
-        cuda::put(out_.z.add, element<T>(out_.z, row, d_), shared.gate[t][channel_] * y);
+        cuda::put(out_.z.mode, element<T>(out_.z, row, d_), shared.gate[t][channel_] * y);
       }
     }
   }

@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 1 ? 8 : 6)
 }
 
 std::int64_t block_count(std::int64_t B, std::int64_t D, int channels) {
-  return B * cuda::ceil_div(D, kWarps * kChannelLanes * channels);
+  return B * ceil_div(D, kWarps * kChannelLanes * channels);
 }
 
 }  // namespace

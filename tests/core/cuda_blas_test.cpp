@@ -27,7 +27,8 @@ struct TestMatrix {
 
 struct ProductCase {
   TestMatrix left, right, to;
-  bool add = false;
+  GradMode mode = GradMode::kOverwrite;
+  bool adds() const { return mode == GradMode::kAdd; }
 };
 
 struct Dtypes {
@@ -58,7 +59,7 @@ TestTensor product_of(Multiply multiply, const ProductCase& product, TestTensor&
     multiply({.to = product.to.on_gpu(on_to.tensor()),
               .left = product.left.on_gpu(on_left.tensor()),
               .right = product.right.on_gpu(on_right.tensor()),
-              .add = product.add});
+              .mode = product.mode});
     on_to.fetch();
   }
   return to;
@@ -73,20 +74,20 @@ void check_product(Multiply multiply, const ProductCase& product) {
         product.right.transposed ? "transposed" : "", to_string(operands), to_string(result),
         product.left.tensor(operands).spec().row_stride,
         product.right.tensor(operands).spec().row_stride,
-        product.to.tensor(result).spec().row_stride, product.add ? ", added" : ""));
+        product.to.tensor(result).spec().row_stride, product.adds() ? ", added" : ""));
     TestTensor left = product.left.tensor(operands), right = product.right.tensor(operands);
     TestTensor before = product.to.tensor(result);
     fill_random(left, 1);
     fill_random(right, 2);
     before.fill(std::numeric_limits<double>::quiet_NaN());
-    if (product.add) fill_random(before, 3);
+    if (product.adds()) fill_random(before, 3);
 
     const TestTensor got = product_of(multiply, product, left, right, before);
     EXPECT_TRUE(got.guards_intact());
     EXPECT_TRUE(got.same_bits(product_of(multiply, product, left, right, before)));
     for (std::int64_t i = 0; i < product.to.rows; ++i) {
       for (std::int64_t j = 0; j < product.to.columns; ++j) {
-        const double added_to = product.add ? product.to.get(before, i, j) : 0;
+        const double added_to = product.adds() ? product.to.get(before, i, j) : 0;
         double exact = added_to, size = std::abs(exact);
         for (std::int64_t k = 0; k < depth; ++k) {
           const double term = product.left.get(left, i, k) * product.right.get(right, k, j);
@@ -95,7 +96,7 @@ void check_product(Multiply multiply, const ProductCase& product) {
         }
         // fp32 sums, here of at most 700 terms, and the rounding of the result; cuBLASLt also
         // rounds a bf16 product before it adds it.
-        const double rounded = std::abs(exact) + (product.add ? std::abs(exact - added_to) : 0);
+        const double rounded = std::abs(exact) + (product.adds() ? std::abs(exact - added_to) : 0);
         const double limit = 1e-5 * size + (result == Dtype::kBf16 ? 0x1p-8 * rounded : 0) + 1e-7;
         ASSERT_NEAR(product.to.get(got, i, j), exact, limit) << "at row " << i << ", column " << j;
       }
@@ -112,16 +113,16 @@ void check_products(Multiply multiply, std::initializer_list<Extents> all) {
   for (const auto& [rows, columns, depth] : all) {
     for (bool left : {false, true}) {
       for (bool right : {false, true}) {
-        for (bool add : {false, true}) {
+        for (GradMode mode : {GradMode::kOverwrite, GradMode::kAdd}) {
           check_product(multiply, {.left = {rows, depth, left},
                                    .right = {depth, columns, right},
                                    .to = {rows, columns},
-                                   .add = add});
+                                   .mode = mode});
           // Odd starts and strides: what bf16 has no wide loads for.
           check_product(multiply, {.left = {rows, depth, left, 3, 2},
                                    .right = {depth, columns, right, 1, 1},
                                    .to = {rows, columns, false, 5, 1},
-                                   .add = add});
+                                   .mode = mode});
         }
       }
     }
@@ -150,7 +151,7 @@ TEST(BlasCuda, MultipliesSlicesThatStartAnywhere) {
     check_product(by_library, {.left = {40, 48, true, before, after},
                                .right = {48, 24, false, before, after},
                                .to = {40, 24, false, before, after},
-                               .add = true});
+                               .mode = GradMode::kAdd});
   }
 }
 
@@ -166,7 +167,7 @@ TEST(BlasCuda, GivesTheSameBitsForDeepProducts) {
   const std::int64_t depth = gpu_is_emulated() || only_small_shapes() ? 5000 : 65536;
   for (const auto& [operands, result] : kDtypes) {
     const ProductCase product{
-        .left = {80, depth, true}, .right = {depth, 48}, .to = {80, 48}, .add = true};
+        .left = {80, depth, true}, .right = {depth, 48}, .to = {80, 48}, .mode = GradMode::kAdd};
     TestTensor left = product.left.tensor(operands), right = product.right.tensor(operands);
     TestTensor before = product.to.tensor(result);
     fill_random(left, 1);
@@ -186,7 +187,8 @@ TEST(BlasCuda, GivesTheSameBitsForDeepProducts) {
 TEST(BlasCuda, TakesEmptyMatrices) {
   JIBOIA_SKIP_WITHOUT_GPU();
   check_product(by_library, {.left = {3, 0}, .right = {0, 2}, .to = {3, 2}});
-  check_product(by_library, {.left = {3, 0}, .right = {0, 2}, .to = {3, 2}, .add = true});
+  check_product(by_library,
+                {.left = {3, 0}, .right = {0, 2}, .to = {3, 2}, .mode = GradMode::kAdd});
   check_product(by_library, {.left = {0, 4}, .right = {4, 2}, .to = {0, 2}});
   check_product(by_library, {.left = {3, 4}, .right = {4, 0}, .to = {3, 0}});
 }
