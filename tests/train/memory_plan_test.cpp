@@ -1,0 +1,47 @@
+#include "train/memory_plan.h"
+
+#include "tests/support/gpu.h"
+#include "tests/support/tiny_model.h"
+
+#if JIBOIA_WITH_CUDA
+namespace jiboia::test {
+namespace {
+
+TEST(MemoryPlanCuda, IsWhatAMicroStepUses) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  Exec exec = CudaExec(0);
+  for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
+    for (Precision precision : {Precision::kFp32, Precision::kBf16}) {
+      for (bool starts : {false, true}) {
+        RunConfig config;
+        config.model = tiny_config();
+        config.precision = precision;
+        config.train.recompute = recompute;
+        config.train.micro_batch_size = 2;
+        config.data.seq_len = 50;
+        config.data.reset_at_document_starts = starts;
+        const MambaLm model(config.model);
+        const MemoryPlan plan = plan_memory(config, model, exec);
+        ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
+                                  StoreContents::kValuesAndTraining,
+                                  activations_for(exec, precision));
+        initialise(parameters, 1);
+        TokenBatch batch = random_batch(config.model, 2, 50);
+        if (starts) {
+          batch.document_start.assign(100, 0);
+          for (std::size_t i = 9; i < 50; ++i) batch.document_start[i] = 9;
+        }
+        const LossRun run = run_loss(model, parameters, batch, config.loss.z_loss, recompute, exec);
+        EXPECT_EQ(run.peak_bytes, plan.arena_bytes)
+            << "recompute " << (recompute == Recompute::kBlock) << ", bf16 "
+            << (precision == Precision::kBf16) << ", document starts " << starts;
+        EXPECT_EQ(run.planned_bytes, plan.arena_bytes);
+        EXPECT_GT(run.loss, 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jiboia::test
+#endif
