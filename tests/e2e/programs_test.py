@@ -8,8 +8,7 @@ import subprocess
 
 import pytest
 from programs import BIN, run
-from tiny_run import config_of, start, write_data
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_run import add_tokenizer, config_of, start, write_data
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +20,6 @@ def world(tmp_path_factory):
     add_tokenizer(root / "model")
     (root / "ids.json").write_text("[[1, 2, 3]]")
     return root
-
-
-def add_tokenizer(folder):
-    """A token for each byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def commands(world):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 from programs import run, write_rows, write_yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB, LENGTH, ROWS = 61, 32, 37
 
@@ -15,6 +16,16 @@ def write_data(folder):
     write_rows(folder / "train", random.zipf(1.4, (ROWS, LENGTH)) % VOCAB, VOCAB)
     write_rows(folder / "validation", random.zipf(1.4, (5, LENGTH)) % VOCAB, VOCAB)
     return folder
+
+
+def add_tokenizer(folder):
+    """A token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
 
 
 def config_of(data, output, steps=12, every=4, **changes):
@@ -55,6 +66,16 @@ def tensors_of(output, step):
     moments = next(folder.glob("optimizer_*.safetensors")).read_bytes()
     # The header of the moments names the run, which is another one.
     return weights, moments[8 + int.from_bytes(moments[:8], "little"):]
+
+
+def assert_close(ours, wanted, relative):
+    assert len(ours) == len(wanted)
+    for a, b in zip(ours, wanted):
+        assert abs(a - b) <= relative * abs(b), (ours, wanted)
+
+
+def losses_of(output):
+    return [line["train/loss"] for line in metrics_of(output)]
 
 
 def assert_same_end(output, wanted, steps, without=("perf/",)):
