@@ -28,12 +28,14 @@ GpuInfo info_of(int device) {
 }  // namespace
 
 int CudaExec::device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();  // no driver, or no GPU: not an error that later calls should see
-    return 0;
-  }
-  return count;
+  int count = 0, driver_version = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();  // not an error that later calls should see
+  const bool has_driver =
+      cudaDriverGetVersion(&driver_version) == cudaSuccess && driver_version > 0;
+  if (has_driver && error != cudaErrorNoDevice) cuda::fail_call(error, kWho);
+  return 0;
 }
 
 CudaExec::CudaExec(int device) : state_(std::make_unique<State>()) {
@@ -41,6 +43,10 @@ CudaExec::CudaExec(int device) : state_(std::make_unique<State>()) {
   cuda::check(cudaGetDeviceCount(&count), kWho);
   require(device >= 0 && device < count, ErrorKind::kCuda, "GPU {} of {} was asked for", device,
           count);
+  // Memory, events and launches go to the current device of their thread, which is 0 unless said
+  // otherwise. A process has one GPU: CUDA_VISIBLE_DEVICES chooses it.
+  require(device == 0, ErrorKind::kUnsupported,
+          "GPU {} was asked for; choose it by CUDA_VISIBLE_DEVICES, which makes it GPU 0", device);
   cuda::check(cudaSetDevice(device), kWho);
   cuda::require_code(kWho);
   state_->gpu = info_of(device);
@@ -70,9 +76,7 @@ void fail_call(cudaError_t error, const Where& where) {
   cudaGetLastError();
   const char* advice = "";
   switch (error) {
-    case cudaErrorMemoryAllocation:
-      advice = "; lower train.micro_batch_size or set train.recompute to block";
-      break;
+    case cudaErrorMemoryAllocation: advice = "; nvidia-smi shows who has the GPU's memory"; break;
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
       advice =

@@ -29,7 +29,8 @@ struct GpuInfo {
 /// order, no float atomics. Same input, same GPU model and same libraries: same bits.
 class CudaExec {
  public:
-  /// GPUs that this process can use; 0 also without a driver.
+  /// GPUs that this process can use; 0 also without a driver. Errors: Cuda when there is a driver
+  /// that does not work, or is too old.
   static int device_count();
 
   /// Errors: Cuda when there is no such GPU or this build has no code for it.

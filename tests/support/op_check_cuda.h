@@ -62,7 +62,7 @@ class CudaChecker {
   std::vector<std::string> failures(std::optional<std::size_t> planted = {}) {
     planted_ = planted;
     const Run exact = runner_.run({.activation = Dtype::kF64, .values = activation_});
-    const Run base = run({.launches = gpu_launches()});
+    const Run base = run({.launches = planted_ ? 1 : gpu_launches()});
     note(base.failures);
     compare("", base, exact, 0);
     compare("added ", run({.prefill = Prefill::kOnes}), exact, 1);
