@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,14 +25,22 @@ constexpr unsigned kAll = ~0U;
 class Setting {
  public:
   Setting(const char* name, const std::string& value) : name_(name) {
+    if (const char* before = std::getenv(name)) before_ = before;
     setenv(name, value.c_str(), 1);
   }
-  ~Setting() { unsetenv(name_); }
+  ~Setting() {
+    if (before_) {
+      setenv(name_, before_->c_str(), 1);
+    } else {
+      unsetenv(name_);
+    }
+  }
   Setting(const Setting&) = delete;
   Setting& operator=(const Setting&) = delete;
 
  private:
   const char* name_;
+  std::optional<std::string> before_;
 };
 
 /// Numbers in GPU memory.
@@ -274,6 +283,7 @@ __global__ void write_past_shared() { cuda::dynamic_shared()[threadIdx.x] = std:
 
 TEST(EmulatorCudaDeathTest, ErrorsOfKernelsNameLaunchAndThread) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const Setting order("JIBOIA_EMULATED_ORDER", "forward");
   const cuda::Launch shape{.grid = dim3(2), .block = dim3(64), .shared_bytes = 60};
   const auto run = [&](void (*kernel)()) {
     CudaExec gpu;
