@@ -23,6 +23,7 @@ std::string to_text(const OpTimer& timer, double total_s) {
   });
   std::string text =
       fmt::format("{:<18}{:<10}{:>8}{:>12}{:>8}\n", "op", "pass", "calls", "ms", "share");
+  if (rows.empty()) return text;
   double rest = total_s;
   for (const auto& [key, entry] : rows) {
     text += fmt::format("{:<18}{:<10}{:>8}{:>12.2f}{:>7.1f}%\n", key.first,

@@ -29,6 +29,8 @@ int train(const Arguments& arguments) {
   }
   // What is quick to see comes first: verifying the data can take minutes.
   require_data(config);
+  require(config.init_from.empty() || std::filesystem::exists(config.init_from),
+          ErrorKind::kCheckpoint, "init_from is {}, which does not exist", config.init_from);
   RunFolder folder(config.output_dir);
   if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint).steps().empty()) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",

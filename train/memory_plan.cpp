@@ -35,10 +35,11 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
   plan.step_arena_bytes = arena.peak_bytes();
   plan.arena_bytes = plan.step_arena_bytes;
   plan.blocks_at_peak = arena.blocks_at_peak();
-  if (!config.data.validation.empty() && config.eval.every > 0) {
-    plan.arena_bytes = std::max(
-        {plan.arena_bytes, plan_evaluate(model, activations, rows, seq_len, exec),
-         config.eval.sample_tokens > 0 ? Generator::planned_bytes(model, activations, exec) : 0});
+  plan.arena_bytes =
+      std::max(plan.arena_bytes, plan_evaluate(model, activations, rows, seq_len, exec));
+  if (!config.data.validation.empty() && config.eval.every > 0 && config.eval.sample_tokens > 0) {
+    plan.arena_bytes =
+        std::max(plan.arena_bytes, Generator::planned_bytes(model, activations, exec));
   }
   plan.other_bytes = gpu_bytes(exec) + TokenUploader::planned_bytes(rows, seq_len) +
                      Optimizer::planned_bytes(plan.parameters.values / size_of(Dtype::kF32));
@@ -47,8 +48,9 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
 
 void require_memory(const MemoryPlan& plan, const Exec& exec) {
   // What the exec holds already, workspaces of libraries, is in the plan too.
-  const std::int64_t available = available_bytes(exec);
-  if (available == 0 || plan.total_bytes() <= available + gpu_bytes(exec)) return;
+  const std::int64_t available = available_bytes(exec) + gpu_bytes(exec);
+  const bool unknown = available == 0 && !is_cuda(exec);
+  if (unknown || plan.total_bytes() <= available) return;
   fail(ErrorKind::kOutOfMemory,
        "the run needs {}, {} has {} to give; lower train.micro_batch_size or set train.recompute "
        "to block\n{}",

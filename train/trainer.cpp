@@ -80,6 +80,11 @@ void Trainer::start(DataChange data_change) {
   const RunInputs inputs = make_run_inputs(config_, data_.train.manifest().fingerprint());
   if (auto resumed = checkpoints_.resume(inputs, data_change, parameters_)) {
     state_ = resumed->state;
+    require(
+        resumed->has_moments || state_.step >= config_.train.max_steps, ErrorKind::kCheckpoint,
+        "'{}' holds weights alone (checkpoint.contents), so no run can go on from it; a new one "
+        "can start with them, by init_from and with another output_dir",
+        resumed->folder.string());
     log::info("resumed from {} at step {}", resumed->folder.string(), state_.step);
   } else {
     if (config_.init_from.empty()) {
@@ -143,13 +148,22 @@ RunEnd Trainer::run() {
     }
     finish_steps(1);
     nlohmann::ordered_json line = finish_step();
-    if (validates) validate(line);
+    if (validates) {
+      try {
+        validate(line);
+      } catch (const Error& error) {
+        metrics_->append(line);
+        fail(error.kind(), "step {}: {}; the checkpoints are as they were", state_.step,
+             error.what());
+      }
+    }
     metrics_->append(line);
     if (saves) save();
     last_end_ = nullptr;  // the time of these is no step's
   }
   finish_steps(0);
   if (state_.step < config_.train.max_steps) save();
+  if (checkpoints_.has_superseded()) require_working_weights();
   checkpoints_.remove_superseded();
   return {.step = state_.step,
           .signal = state_.step < config_.train.max_steps ? stop.received() : 0};
@@ -302,6 +316,17 @@ void Trainer::say_sample() {
   // Quoted, so that line breaks in it do not look like the log's.
   const nlohmann::json text = data_.tokenizer->decode(tokens, true);
   progress_.say(fmt::format("sample: {}", text.dump()));
+}
+
+void Trainer::require_working_weights() {
+  const TokenBatch batch = loader_->next().value();
+  Tape tape(exec_, workspace_.arena(), parameters_.values(), nullptr, TapeMode::kEvaluate);
+  const LossVars losses = model_.loss(tape, uploader_.upload(batch), 0, Recompute::kNone);
+  const double loss = read_scalar(exec_, tape.value(losses.loss));
+  require(std::isfinite(loss), ErrorKind::kNumerics,
+          "step {}: with the weights after the last update the loss is {}; the checkpoints before "
+          "it stay: remove it to go on from the one before",
+          state_.step, loss);
 }
 
 void Trainer::save() {

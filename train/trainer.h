@@ -83,6 +83,9 @@ class Trainer {
   void prepare_samples();
   void say_sample();
   void save();
+  /// No step comes after the last update to show that its weights are of use: one batch is scored
+  /// with them. Errors: Numerics.
+  void require_working_weights();
   void show(const Step& step, double step_s);
   /// Bytes that the run holds where it computes.
   std::int64_t allocated_bytes() const;

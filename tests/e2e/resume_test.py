@@ -76,6 +76,33 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
     assert f"at step {last}" in resumed.stderr
 
 
+def test_weights_alone_are_a_model_and_no_run_goes_on_from_them(data, tmp_path):
+    tree = config_of(data, tmp_path / "run", steps=4, every=2, checkpoint__contents="weights")
+    start(tmp_path, tree)
+    assert not list((tmp_path / "run/checkpoints/step_00000004").glob("optimizer*"))
+    assert "is finished" in start(tmp_path, tree).stderr
+    refused = start(tmp_path, config_of(data, tmp_path / "run", steps=6), code=4)
+    assert "init_from" in refused.stderr and "another output_dir" in refused.stderr
+    start(tmp_path, config_of(data, tmp_path / "next", steps=2, init_from=tmp_path / "run"))
+    whole = config_of(data, tmp_path / "whole", steps=2)
+    start(tmp_path, whole)
+    refused = start(tmp_path, config_of(data, tmp_path / "whole", steps=4, checkpoint__contents="weights"), code=2)
+    assert "take its place" in refused.stderr
+    assert checkpoints_of(tmp_path / "whole") == ["step_00000002"]
+
+
+def test_a_last_update_that_ruins_the_weights_costs_no_checkpoint(data, tmp_path):
+    def config(**changes):
+        return config_of(data, tmp_path / "run", every=2, checkpoint__keep=1, eval__every=0, data__validation="",
+                         **changes)
+    start(tmp_path, config(steps=4))
+    ruined = start(tmp_path, config(steps=5, optim__lr=1e30, schedule__min_lr=1e30), code=5)
+    assert "step 5" in ruined.stderr
+    assert checkpoints_of(tmp_path / "run") == ["step_00000004", "step_00000005"]
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000005")
+    assert "at step 4" in start(tmp_path, config(steps=6)).stderr
+
+
 def test_killed_at_random_moments_it_ends_in_the_same_bits(data, tmp_path):
     """kill -9 again and again; every start finds what was committed."""
     steps, kills = 60, repeats("JIBOIA_KILLS", 25)

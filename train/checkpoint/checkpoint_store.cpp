@@ -161,8 +161,16 @@ std::optional<CheckpointStore::Resumed> CheckpointStore::resume(const RunInputs&
   if (!newest.step) return std::nullopt;
   Resumed resumed{path_of(*newest.step), read_trainer_state(path_of(*newest.step))};
   check_inputs(resumed.state.inputs, now, data_change);
+  resumed.has_moments = std::ranges::any_of(
+      newest.manifest.files, [](const auto& file) { return file.first.starts_with("optimizer_"); });
+  require(!resumed.has_moments || config_.contents == CheckpointContents::kAll, ErrorKind::kConfig,
+          "checkpoint.contents is weights, but '{}' can be gone on from, and weights alone would "
+          "take its place; choose another output_dir",
+          resumed.folder.string());
   load_model_weights(resumed.folder, parameters);
-  load_optimizer_state(resumed.folder, parameters, {newest.manifest.run_id, *newest.step});
+  if (resumed.has_moments) {
+    load_optimizer_state(resumed.folder, parameters, {newest.manifest.run_id, *newest.step});
+  }
   run_id_ = newest.manifest.run_id;
   newest_good_step_ = *newest.step;
   damaged_steps_ = std::move(newest.damaged_steps);
@@ -183,18 +191,18 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
     write(temporary, state, config, parameters, companions);
     commit(temporary, state.step);
   } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
-    std::error_code ignored;
-    const std::uintmax_t free_bytes = fs::space(folder_, ignored).available;
+    std::error_code no_space_known;
+    const std::uintmax_t free_bytes = fs::space(folder_, no_space_known).available;
     try {
       if (is_ours(temporary)) remove_marked(temporary);
     } catch (const fs::filesystem_error&) {  // the next start tries again
     }
     const auto* known = dynamic_cast<const Error*>(&error);
     fail(known ? known->kind() : ErrorKind::kIo,
-         "the checkpoint of step {} could not be saved; it takes {} bytes and {} are free; earlier "
-         "ones are as they were: {}",
-         state.step, bytes(parameters.parameter_count(), config_.contents), free_bytes,
-         error.what());
+         "the checkpoint of step {} could not be saved; it takes {} bytes{}; earlier ones are as "
+         "they were: {}",
+         state.step, bytes(parameters.parameter_count(), config_.contents),
+         no_space_known ? "" : fmt::format(" and {} are free", free_bytes), error.what());
   }
   point_latest_at(path_of(state.step));
   has_superseded_ = true;

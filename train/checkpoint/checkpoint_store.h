@@ -46,12 +46,13 @@ class CheckpointStore {
   struct Resumed {
     std::filesystem::path folder;
     TrainerState state;
+    bool has_moments = true;  ///< false of a checkpoint of weights alone, whose moments stay zero
   };
   /// Fills the store's values and moments from the newest checkpoint that is undamaged, after a
   /// warning for each newer one that is not. Nothing when there is no committed checkpoint.
   /// Errors: Checkpoint when all are damaged, listing them with the reasons; when the newest was
-  /// written by a newer program; when it is of another model or other data (see check_inputs());
-  /// when it holds weights alone.
+  /// written by a newer program; when it is of another model or other data (see check_inputs()).
+  /// Config when this store would put weights alone above a checkpoint that a run can go on from.
   std::optional<Resumed> resume(const RunInputs& now, DataChange data_change,
                                 ParameterStore& parameters);
 
@@ -65,6 +66,8 @@ class CheckpointStore {
   /// run has gone on from the newest without trouble: weights can be finite and still be lost, and
   /// then an older checkpoint is all there is. Errors: Io when the newest reads back differently.
   void remove_superseded();
+  /// Whether remove_superseded() may have something to do.
+  bool has_superseded() const { return has_superseded_; }
 
  private:
   void write(const std::filesystem::path& folder, const TrainerState& state,

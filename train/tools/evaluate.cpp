@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -136,6 +137,9 @@ int write_logits(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
     copy(exec, Tensor(Spec(Dtype::kI32, {1, L}), row.data()),
          Tensor(Spec(Dtype::kI32, {1, L}), ids.data()));
     host.read_as_float(tape.value(run(tape, ids.data())), values);
+    require(std::ranges::all_of(values, [](float logit) { return std::isfinite(logit); }),
+            ErrorKind::kNumerics, "the logits of list {} of {} are not finite", &row - rows.data(),
+            arguments.ids);
     writer.write("logits", std::span<const float>(values));
   }
   writer.commit();
