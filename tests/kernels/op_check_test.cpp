@@ -17,6 +17,7 @@ enum class Fault {
   kChangesAnInput,
   kReadsWhatItSaysItDoesNot,
   kGivesOtherBitsAgain,
+  kGivesOtherBitsAtLaunch3,
   kDependsOnItsScratch,
   kNeedsEveryGradient,
 };
@@ -50,7 +51,12 @@ struct Faulty : AddRmsNorm {
     if (fault == Fault::kGivesOtherBitsAgain) {
       static float times = 0;
       float* spoilt = element(args.out.normed, 1);
-      write(gpu, spoilt, read(gpu, spoilt) + 2e-7f * ++times);
+      write(gpu, spoilt, read(gpu, spoilt) + 1e-6f * ++times);
+    }
+    if (fault == Fault::kGivesOtherBitsAtLaunch3) {
+      static int launch = 0;
+      float* spoilt = element(args.out.normed, 1);
+      if (++launch == 3) write(gpu, spoilt, read(gpu, spoilt) + 1e-6f);
     }
   }
   static void backward(CpuExec& cpu, const BackwardArgs<Faulty>& args) {
@@ -110,9 +116,82 @@ TEST(OpCheckCuda, NoticesFaults) {
   if (detail::gpu_launches() > 1) {
     EXPECT_THAT(failures<Fault::kGivesOtherBitsAgain>(), says("launch 2 gave other bits"));
   }
+  if (detail::gpu_launches() > 2) {
+    EXPECT_THAT(failures<Fault::kGivesOtherBitsAtLaunch3>(), says("launch 3 gave other bits"));
+  }
   EXPECT_THAT(failures<Fault::kDependsOnItsScratch>(), says("weight gradient has other bits"));
   EXPECT_THAT(failures<Fault::kNeedsEveryGradient>(),
               says("residual gradient has other bits without update's gradient"));
+}
+
+TEST(OpCheckCuda, NamesTheFirstLaunchWithOtherBits) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  // Bytes of which some are left over behind the last 16, and more than all threads take at once.
+  for (std::int64_t size : {1, 15, 16, 37, 4096, 5'000'003}) {
+    for (std::int64_t spoilt : {std::int64_t{0}, size / 2, size - 1}) {
+      const Spec spec(Dtype::kU8, {size}), one(Dtype::kU8, {1});
+      TestTensor empty(Spec(Dtype::kU8, {0})), same(spec), changing(spec), later(spec);
+      CudaPlace place;
+      for (TestTensor* tensor : {&empty, &same}) place.put(*tensor);
+      const Tensor on_gpu = place.put(changing), later_on_gpu = place.put(later);
+      int launch = 0;
+      std::vector<std::string> failures;
+      const auto pass = [&] {
+        ++launch;
+        // As bits of the first launch come again at the fifth, what was noted has to stay.
+        unsigned char values[] = {0x80, 0x80, 0x81, 0x81, 0x80}, last = launch == 4 ? 1 : 0;
+        copy(gpu(), {one, values + launch - 1}, {one, on_gpu.as<unsigned char>() + spoilt});
+        copy(gpu(), {one, &last}, {one, later_on_gpu.as<unsigned char>() + spoilt});
+        gpu().wait();
+      };
+      place.run(pass, 5, failures);
+      EXPECT_EQ(launch, 5);
+      EXPECT_THAT(failures, testing::ElementsAre("launch 3 gave other bits in tensor 3 of 4"))
+          << "of " << size << " bytes, with byte " << spoilt << " changed";
+      EXPECT_EQ(changing.tensor().as<unsigned char>()[spoilt], 0x80) << "is not the first launch's";
+      EXPECT_TRUE(same.same_bits(TestTensor(spec)));
+    }
+  }
+}
+
+TEST(OpCheckCuda, TakesTheSameBitsAgainForGood) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  TestTensor tensor(Spec(Dtype::kF32, {100'001}));
+  tensor.fill(std::numeric_limits<double>::quiet_NaN());
+  const TestTensor before = tensor;
+  CudaPlace place;
+  place.put(tensor);
+  std::vector<std::string> failures;
+  place.run([] {}, 4, failures);
+  EXPECT_THAT(failures, testing::IsEmpty());
+  EXPECT_TRUE(tensor.same_bits(before));
+  place.run([] {}, 2, failures);  // with nothing put
+  EXPECT_THAT(failures, testing::IsEmpty());
+}
+
+// At any address, and no byte too many.
+TEST(OpCheckCuda, ComparesUnalignedMemory) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  constexpr std::int64_t kBytes = 64;
+  std::vector<std::byte> left(kBytes), right(kBytes);
+  for (std::int64_t offset : {0, 1, 8}) {
+    for (std::int64_t spoilt = 0; spoilt < kBytes; ++spoilt) {
+      right.assign(kBytes, std::byte{0});
+      right[spoilt] = std::byte{1};
+      const OnGpu gpu_left(left), gpu_right(right);
+      const std::int64_t bytes = kBytes - 10 - offset;
+      std::vector<Compared> pairs{{gpu_left.data() + offset, gpu_right.data() + offset, bytes}};
+      std::vector<std::uint32_t> first{7};
+      const OnGpu gpu_pairs(pairs);
+      const OnGpu gpu_first(first);
+      for (std::uint32_t launch : {8, 5, 6}) {
+        note_differences(gpu(), gpu_pairs.data(), 1, bytes, launch, gpu_first.data());
+      }
+      gpu_first.fetch();
+      const bool within = spoilt >= offset && spoilt < offset + bytes;
+      EXPECT_EQ(first[0], within ? 5U : 7U) << "byte " << spoilt << " from " << offset;
+    }
+  }
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #pragma once
+#include <algorithm>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "core/exec.h"
 #include "core/memory.h"
+#include "tests/support/device_compare.h"
 #include "tests/support/gpu.h"
 #include "tests/support/test_tensor.h"
 
@@ -66,18 +69,26 @@ class DeviceTensor {
   DeviceTensor(const DeviceTensor&) = delete;
   ~DeviceTensor() {
     if (buffer_.data()) DeviceBlocks::instance().give(std::move(buffer_));
+    if (kept_.data()) DeviceBlocks::instance().give(std::move(kept_));
   }
 
   Tensor tensor() const {
     return {host_->spec(), buffer_.data() ? buffer_.data() + host_->offset() - start_ : nullptr};
   }
-  /// Makes the TestTensor hold what the GPU's memory holds. Waits for it.
-  void fetch() { fetch(host_->bytes()); }
-  /// Whether the GPU's memory holds the TestTensor's bits, guards included. Waits for it.
-  bool holds_same_bits() {
-    std::vector<std::byte> now = host_->bytes();
-    fetch(now);
-    return now == host_->bytes();
+  /// Copies what the GPU's memory holds now to elsewhere on the GPU.
+  void keep() {
+    if (size_ == 0) return;
+    if (!kept_.data()) kept_ = DeviceBlocks::instance().take(size_);
+    copy(gpu(), on_gpu(), {Spec(Dtype::kU8, {size_}), kept_.data()});
+  }
+  /// The GPU's memory beside what was kept of it.
+  Compared compared() const { return {buffer_.data(), kept_.data(), size_}; }
+  /// Makes the TestTensor hold what was kept or else what the GPU's memory holds. Waits for it.
+  void fetch() {
+    if (size_ == 0) return;
+    const Buffer& from = kept_.data() ? kept_ : buffer_;
+    copy(gpu(), {Spec(Dtype::kU8, {size_}), from.data()}, on_host(host_->bytes()));
+    gpu().wait();
   }
 
  private:
@@ -85,15 +96,40 @@ class DeviceTensor {
   Tensor on_host(std::vector<std::byte>& bytes) const {
     return {Spec(Dtype::kU8, {size_}), bytes.data() + start_};
   }
-  void fetch(std::vector<std::byte>& bytes) {
-    if (size_ == 0) return;
-    copy(gpu(), on_gpu(), on_host(bytes));
-    gpu().wait();
-  }
 
   TestTensor* host_;
   std::int64_t start_ = 0;  ///< of what is copied, among the TestTensor's bytes
   std::int64_t size_ = 0;
+  Buffer buffer_, kept_;
+};
+
+/// A vector's values in GPU memory.
+template <class T>
+class OnGpu {
+ public:
+  /// The vector has to stay where it is.
+  explicit OnGpu(std::vector<T>& host) : host_(&host) {
+    if (host.empty()) return;
+    buffer_ = DeviceBlocks::instance().take(spec().bytes());
+    copy(gpu(), {spec(), host.data()}, {spec(), buffer_.data()});
+  }
+  OnGpu(const OnGpu&) = delete;
+  ~OnGpu() {
+    if (buffer_.data()) DeviceBlocks::instance().give(std::move(buffer_));
+  }
+  T* data() const { return reinterpret_cast<T*>(buffer_.data()); }
+  /// Makes the vector hold what the GPU's memory holds. Waits for it.
+  void fetch() const {
+    if (buffer_.data()) copy(gpu(), {spec(), buffer_.data()}, {spec(), host_->data()});
+    gpu().wait();
+  }
+
+ private:
+  Spec spec() const {
+    return Spec(Dtype::kU8, {static_cast<std::int64_t>(host_->size() * sizeof(T))});
+  }
+
+  std::vector<T>* host_;
   Buffer buffer_;
 };
 
@@ -108,25 +144,40 @@ class CudaPlace {
     return placed_.back().tensor();
   }
   /// Runs a pass on what was put, so that the test tensors hold what it wrote; then again, which
-  /// has to write the same bits.
+  /// has to write the same bits. Waits when all of it has been launched.
   template <class Pass>
   void run(const Pass& pass, int launches, std::vector<std::string>& failures) {
     pass();
+    if (launches > 1) launch_again(pass, launches, failures);
     for (DeviceTensor& tensor : placed_) tensor.fetch();
-    for (int i = 1; i < launches; ++i) {
-      pass();
-      for (std::size_t k = 0; k < placed_.size(); ++k) {
-        if (placed_[k].holds_same_bits()) continue;
-        failures.push_back(fmt::format("launch {} gave other bits in tensor {} of {}", i + 1, k + 1,
-                                       placed_.size()));
-        i = launches;
-        break;
-      }
-    }
     placed_.clear();
   }
 
  private:
+  template <class Pass>
+  void launch_again(const Pass& pass, int launches, std::vector<std::string>& failures) {
+    std::vector<Compared> pairs;
+    std::int64_t most_bytes = 0;
+    for (DeviceTensor& tensor : placed_) {
+      tensor.keep();
+      pairs.push_back(tensor.compared());
+      most_bytes = std::max(most_bytes, pairs.back().bytes);
+    }
+    std::vector<std::uint32_t> first(pairs.size(), kNeverDiffered);
+    const OnGpu gpu_pairs(pairs);
+    const OnGpu gpu_first(first);
+    for (int launch = 2; launch <= launches; ++launch) {
+      pass();
+      note_differences(gpu(), gpu_pairs.data(), static_cast<std::int64_t>(pairs.size()), most_bytes,
+                       static_cast<std::uint32_t>(launch), gpu_first.data());
+    }
+    gpu_first.fetch();
+    const auto earliest = std::ranges::min_element(first);
+    if (earliest == first.end() || *earliest == kNeverDiffered) return;
+    failures.push_back(fmt::format("launch {} gave other bits in tensor {} of {}", *earliest,
+                                   earliest - first.begin() + 1, first.size()));
+  }
+
   std::vector<DeviceTensor> placed_;
 };
 
