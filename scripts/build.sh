@@ -10,3 +10,6 @@ cmake --preset release --log-level=WARNING -DJIBOIA_NATIVE=ON "$@"
 cmake --build --preset release
 programs=$(ls build/bin)
 echo "In build/bin/: ${programs//$'\n'/ }"
+if ! grep -q '^JIBOIA_CUDA:[A-Z]*=OFF$' build/CMakeCache.txt && ! build/bin/train --version | grep -q '^CUDA yes'; then
+  echo "Without a CUDA backend, so for the CPU alone: no nvcc of CUDA 13 or later was found."
+fi

@@ -117,6 +117,6 @@ Done in $SECONDS s. In $run/:
 
 Next:
   build/bin/generate --model $run/hf --prompt 'Para instalar um pacote' --max-new-tokens 100
-  build/bin/train --config $config --set output_dir=runs/mine --set optim.lr=1e-3
+  build/bin/train --config $config --set output_dir=runs/quickstart-2 --set optim.lr=1e-3
   README.md says how your own text gets in, and which recipes are there.
 END
