@@ -7,12 +7,15 @@ namespace jiboia {
 namespace {
 
 #if JIBOIA_WITH_CUDA
-constexpr bool kWithCuda = true;
 Exec make_cuda_exec() { return CudaExec(0); }
 bool has_gpu() { return CudaExec::device_count() > 0; }
 #else
-constexpr bool kWithCuda = false;
-Exec make_cuda_exec() { return CpuExec(1); }
+Exec make_cuda_exec() {
+  fail(
+      ErrorKind::kUnsupported,
+      "device is cuda, but this build has no CUDA backend: build where nvcc is, or use device: cpu "
+      "or auto");
+}
 bool has_gpu() { return false; }
 #endif
 
@@ -38,9 +41,6 @@ Exec make_exec(DeviceChoice device, int threads) {
   if (device == DeviceChoice::kCpu || (device == DeviceChoice::kAuto && !has_gpu())) {
     return CpuExec(threads);
   }
-  require(kWithCuda, ErrorKind::kUnsupported,
-          "device is cuda, but this build has no CUDA backend: build where nvcc is, or use device: "
-          "cpu or auto");
   return make_cuda_exec();
 }
 

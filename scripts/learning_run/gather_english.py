@@ -8,7 +8,6 @@ occurred before, in whichever document, is dropped, so that no paragraph is in b
 Standard library only. Exit codes: 0 done, 2 usage, 3 too little text or a damaged package.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -23,18 +22,7 @@ HELD_OUT = 0.01
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--packages", type=Path, required=True, help="folder for .deb files, kept")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the text")
-    parser.add_argument(
-        "--minimum-bytes",
-        type=int,
-        default=60_000_000,
-        help="fail with less training text than this (default: %(default)s)",
-    )
-    options = parser.parse_args()
+    options = gather_corpus.parse_arguments(__doc__, minimum_bytes=60_000_000)
     packages = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
     corpus = gather_corpus.gather(
         packages,

@@ -170,19 +170,23 @@ def finish(corpus, output, minimum_bytes):
         print(f"  {name}: {split['documents']} documents, {split['bytes']} bytes")
 
 
-def main():
+def parse_arguments(description, minimum_bytes):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--packages", type=Path, required=True, help="folder for .deb files, kept")
     parser.add_argument("--output", type=Path, required=True, help="folder for the text")
     parser.add_argument(
         "--minimum-bytes",
         type=int,
-        default=3_000_000,
+        default=minimum_bytes,
         help="fail with less training text than this (default: %(default)s)",
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments(__doc__, minimum_bytes=3_000_000)
     packages = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
     corpus = gather(packages, fetch(packages, options.packages), options.output)
     finish(corpus, options.output, options.minimum_bytes)

@@ -202,6 +202,18 @@ def test_tokens_outside_of_the_vocabulary_are_named(data, tmp_path):
     assert "61" in said and "71" in said, said
 
 
+def test_evaluate_refuses_numbers_for_names_and_logits_that_are_none(finished, tmp_path):
+    (tmp_path / "ids.json").write_text("[[1, 2, 3]]")
+    arguments = ["--ids", tmp_path / "ids.json", "--logits", tmp_path / "out.safetensors"]
+    for option in ("--device", "--precision"):
+        refused = run("evaluate", "--model", finished, *arguments, option, "1", code=2).stderr
+        assert "'1' is not one of" in refused
+    run("export", "--checkpoint", finished, "--output", tmp_path / "exported")
+    spoil(tmp_path / "exported", "backbone.norm_f.weight", float("nan"))
+    assert "not finite" in run("evaluate", "--model", tmp_path / "exported", *arguments, code=5).stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_small_models_generate_and_score(finished, data, tmp_path):
     (tmp_path / "ids.json").write_text("[[1, 2, 3]]")
     run("evaluate", "--model", finished, "--ids", tmp_path / "ids.json", "--logits", tmp_path / "out.safetensors")

@@ -5,7 +5,6 @@
 
 #include "core/trace.h"
 #include "kernels/adamw/adamw.h"
-#include "kernels/cpu_tiles.h"
 #include "kernels/global_norm/global_norm.h"
 
 namespace jiboia {
@@ -88,10 +87,11 @@ bool Optimizer::values_are_finite() {
 }
 
 Optimizer::Findings Optimizer::step(double lr, std::int64_t update, std::int64_t micro_batches) {
-  const Findings findings = norm_of(parameters_.flat_gradients());
+  Findings findings;
   std::visit(
       [&](auto& backend) {
         const TraceRange range(backend, "optimizer");
+        findings = norm_of(parameters_.flat_gradients());
         adamw(backend, {.value = parameters_.flat_values(),
                         .gradient = parameters_.flat_gradients(),
                         .exp_avg = parameters_.flat_exp_avg(),
