@@ -54,7 +54,7 @@ results=$logs/results
 
 # record NAME COMMAND...: runs a command into its log and notes how it ended.
 record() {
-  local name=$1 log=$logs/${1//\//-}.log begin=$SECONDS code=0
+  local name=$1 log=$logs/${1//[\/ ]/-}.log begin=$SECONDS code=0
   shift
   "$@" >"$log" 2>&1 </dev/null || code=$?
   local result=failed
@@ -135,17 +135,45 @@ for candidate in /usr/local/cuda/bin /usr/local/cuda/compute-sanitizer "${CUDA_P
     sanitizer=$candidate/compute-sanitizer
 done
 export JIBOIA_SMALL_SHAPES=1 JIBOIA_GPU_LAUNCHES=1
+
+# examine TOOL PROGRAM ARGUMENT...: runs a test program under one of the sanitizer's tools.
+examine() {
+  local tool=$1 code=0 log
+  shift
+  local check=("$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 1000)
+  if [ "$tool" = memcheck ]; then
+    # Some tests want the errors that calls return.
+    "${check[@]}" --report-api-errors no "$@"
+    return
+  fi
+  # Our kernels alone: the libraries' take long, and synchronise by means that racecheck misreads.
+  log=$(mktemp)
+  "${check[@]}" --kernel-name kns=jiboia "$@" >"$log" 2>&1 || code=$?
+  if grep -q 'Internal Sanitizer Error' "$log"; then
+    # The tool cannot leave out some of cuBLASLt's kernels: look at all, and judge ours.
+    code=0
+    "${check[@]}" "$@" >"$log" 2>&1 || code=$?
+    if [ "$code" = 99 ] && ! grep -q 'Internal Sanitizer Error' "$log" &&
+      ! grep -E '(Race|Barrier).*(reported|error)' "$log" | grep -q jiboia; then
+      echo "Hazards in the libraries' kernels alone"
+      code=0
+    fi
+  fi
+  cat "$log"
+  rm -f "$log"
+  return "$code"
+}
+export -f examine
+export sanitizer
+
+# What loses the GPU on purpose is not looked into.
+mapfile -t programs < <(printf '%s\n' "${programs[@]}" | grep -vE '^$|^core/cuda_faults' || true)
 for tool in ${tools//,/ }; do
   if [ -z "$sanitizer" ]; then
     record "$tool" bash -c 'echo "compute-sanitizer was not found" && exit 1' || true
     continue
   fi
-  check=("$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 20)
-  # Some tests want the errors that calls return.
-  [ "$tool" != memcheck ] || check+=(--report-api-errors no)
-  # Not the libraries' kernels, which take long and synchronise by means that racecheck misreads.
-  [ "$tool" = memcheck ] || check+=(--kernel-regex kns=jiboia)
   # Reads behind the end of a tensor show only where its memory ends, too.
-  JIBOIA_EXACT_BUFFERS=1 all "$tool" "${check[@]}"
+  JIBOIA_EXACT_BUFFERS=1 all "$tool" bash -c 'examine "$@"' - "$tool"
 done
 finish
