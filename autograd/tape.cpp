@@ -53,6 +53,7 @@ Var Tape::activation(const Spec& spec, const char* label) {
   slot.kind = SlotKind::kActivation;
   slot.memory = arena_.allocate(slot.spec.bytes(), MemoryUse::kValue, label);
   slot.data = slot.memory.data;
+  slot.record = records_.size();
   slots_.push_back(std::move(slot));
   return Var{slots_.back().spec, static_cast<std::int32_t>(slots_.size()) - 1, 0};
 }
@@ -63,10 +64,26 @@ Tensor Tape::value(const Var& var) const {
   return {var, slot.data ? slot.data + var.first_column * size_of(var.dtype) : nullptr};
 }
 
-void Tape::release(const Var& value) {
+void Tape::release(const Var& value, RecomputeCost cost) {
   if (!value) return;
   Slot& slot = slot_of(value);
-  if (slot.kind == SlotKind::kActivation && !slot.kept_for_backward) free_value(slot);
+  if (slot.kind != SlotKind::kActivation) return;
+  const bool again = selective_ && cost == RecomputeCost::kLow;
+  if (again || !slot.kept_for_backward) free_value(slot);
+}
+
+void Tape::restore(const Var& var) {
+  if (!var) return;
+  const Slot& slot = slot_of(var);
+  if (slot.kind != SlotKind::kActivation || slot.memory) return;
+  Record* made_by = slot.record < records_.size() ? &records_[slot.record] : nullptr;
+  require(made_by && made_by->forward_again, ErrorKind::kInternal,
+          "{}: backward reads what is neither kept nor made by an op that could run again",
+          slot.label);
+  // Null meanwhile, so that an op which wants its own output is found out.
+  const Step again = std::exchange(made_by->forward_again, nullptr);
+  again(*this, made_by->payload);
+  made_by->forward_again = again;
 }
 
 void Tape::keep_for_backward(const Var& var) {

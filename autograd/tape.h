@@ -66,15 +66,18 @@ class Tape {
 
   /// Runs `function(tape, object, state)`, a part of a model, as one segment. In kEvaluate mode,
   /// and with Recompute::kBlock, what it allocates is freed when it returns, but for its result;
-  /// with kBlock the backward pass runs it again. State: a struct of Vars. `object` must live until
-  /// backward() has returned.
+  /// with kBlock the backward pass runs it again. With kSelective what it releases at low cost is
+  /// freed. State: a struct of Vars. `object` must live until backward() has returned.
   template <class Object, class State>
   State segment(Recompute recompute, State (*function)(Tape&, const Object&, const State&),
                 const Object& object, const State& state);
 
   /// No op to come reads this value: its memory goes as soon as no backward needs it. Only a
   /// whole value may be released, not a slice.
-  void release(const Var& value);
+  /// In a segment with Recompute::kSelective, memory of low `cost` goes at once: the first backward
+  /// to read the value has the op that made it run again, on the inputs that Op::again() names,
+  /// where there is one, or else on the same. Something must keep these for the backward pass.
+  void release(const Var& value, RecomputeCost cost = RecomputeCost::kHigh);
 
   Tensor value(const Var& var) const;
 
@@ -100,12 +103,15 @@ class Tape {
     SlotKind kind = SlotKind::kConstant;
     Arena::Block memory{};
     bool kept_for_backward = false;
+    std::size_t record = 0;  // of the op that made it, while recording
     Arena::Block grad_memory{};
     std::vector<Columns> grad_written{};
   };
+  using Step = void (*)(Tape&, std::size_t payload);  // offset in payloads_
   struct Record {
-    void (*backward)(Tape&, std::size_t payload);
-    std::size_t payload;  // offset in payloads_
+    Step backward;
+    Step forward_again;  // null for a segment
+    std::size_t payload;
   };
   template <class Op>
   struct OpPayload {
@@ -127,6 +133,12 @@ class Tape {
   Arena::Block allocate_scratch(Pass pass, const typename Op::template In<Var>& in,
                                 const typename Op::Attrs& attrs);
   template <class Op>
+  void run_forward(const typename Op::template In<Var>& in,
+                   const typename Op::template Out<Var>& out, const typename Op::Attrs& attrs);
+  /// Fills those outputs of a recorded op again that have no memory any more.
+  template <class Op>
+  static void forward_again(Tape& tape, std::size_t payload);
+  template <class Op>
   static void backward_op(Tape& tape, std::size_t payload);
   template <class Object, class State>
   static void backward_segment(Tape& tape, std::size_t payload);
@@ -136,13 +148,15 @@ class Tape {
                        const State& state);
 
   template <class Payload>
-  void record(void (*backward)(Tape&, std::size_t), const Payload& payload);
+  void record(Step back, Step again, const Payload& payload);
   template <class Payload>
   Payload payload_at(std::size_t offset) const;
   void walk_back(std::size_t first_record);
 
   Var activation(const Spec& spec, const char* label);
   void keep_for_backward(const Var& var);
+  /// Gives the value back that release() let go.
+  void restore(const Var& var);
   void free_value(Slot& slot);
   /// Where the gradient of an op's input goes; absent for constants.
   Grad grad_destination(const Var& var);
@@ -163,6 +177,7 @@ class Tape {
   OpTimer* timer_ = nullptr;
   TapeMode mode_;
   bool recording_;
+  bool selective_ = false;   // in a segment with Recompute::kSelective
   bool first_pass_ = true;   // false while a segment is computed again
   std::vector<Slot> slots_;  // the parameters come first, in order of their ids
   std::vector<Record> records_;

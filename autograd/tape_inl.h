@@ -51,12 +51,11 @@ Arena::Block Tape::allocate_scratch(Pass pass, const typename Op::template In<Va
   return bytes ? arena_.allocate(bytes, MemoryUse::kScratch, Op::kName) : Arena::Block{};
 }
 
-template <Differentiable Op>
-typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& in,
-                                           const typename Op::Attrs& attrs) {
+template <class Op>
+void Tape::run_forward(const typename Op::template In<Var>& in,
+                       const typename Op::template Out<Var>& out, const typename Op::Attrs& attrs) {
   using InTensor = typename Op::template In<Tensor>;
   using OutTensor = typename Op::template Out<Tensor>;
-  const auto out = allocate_outputs<Op>(in, attrs);
   Arena::Block scratch = allocate_scratch<Op>(Pass::kForward, in, attrs);
   if (!measuring()) {
     const auto value_of = [this](const Var& v) { return value(v); };
@@ -73,6 +72,13 @@ typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& 
         exec_);
   }
   arena_.free(scratch);
+}
+
+template <Differentiable Op>
+typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& in,
+                                           const typename Op::Attrs& attrs) {
+  const auto out = allocate_outputs<Op>(in, attrs);
+  run_forward<Op>(in, out, attrs);
   if (mode_ == TapeMode::kTrain && first_pass_) count_parameter_uses(fields<const Var>(in));
   if (recording_) {
     constexpr auto reads_in = Op::kBackwardReadsInputs;
@@ -83,9 +89,38 @@ typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& 
     for (std::size_t i = 0; i < fields<const Var>(out).size(); ++i) {
       if (fields<const bool>(reads_out)[i]) keep_for_backward(fields<const Var>(out)[i]);
     }
-    record(&Tape::backward_op<Op>, OpPayload<Op>{in, out, attrs});
+    record(&Tape::backward_op<Op>, &Tape::forward_again<Op>, OpPayload<Op>{in, out, attrs});
   }
   return out;
+}
+
+template <class Op>
+void Tape::forward_again(Tape& tape, std::size_t payload_offset) {
+  using InSpec = typename Op::template In<Spec>;
+  const auto payload = tape.payload_at<OpPayload<Op>>(payload_offset);
+  auto in = payload.in;
+  if constexpr (requires { Op::again(payload.in, payload.out); }) {
+    in = Op::again(payload.in, payload.out);
+  }
+  for (const Var& input : fields<const Var>(in)) tape.restore(input);
+
+  // An op that runs on other inputs may make fewer outputs.
+  const auto specs =
+      Op::infer(map_fields<Spec, InSpec, Var>(in, [](const Var& v) { return v; }), payload.attrs);
+  auto out = payload.out;
+  std::vector<Slot*> unwanted;
+  for (std::size_t i = 0; i < fields<Var>(out).size(); ++i) {
+    Var& output = fields<Var>(out)[i];
+    if (!fields<const Spec>(specs)[i]) output = Var();
+    if (!output) continue;
+    Slot& slot = tape.slot_of(output);
+    if (slot.memory) continue;
+    slot.memory = tape.arena_.allocate(slot.spec.bytes(), MemoryUse::kValue, slot.label);
+    slot.data = slot.memory.data;
+    if (!slot.kept_for_backward) unwanted.push_back(&slot);
+  }
+  tape.run_forward<Op>(in, out, payload.attrs);
+  for (Slot* slot : unwanted) tape.free_value(*slot);
 }
 
 template <DifferentiableLoss Op>
@@ -136,6 +171,14 @@ void Tape::backward_op(Tape& tape, std::size_t payload_offset) {
   bool wanted = false;
   for (const Tensor& grad : fields<const Tensor>(grad_out)) wanted = wanted || grad;
   if (wanted) {
+    for (std::size_t i = 0; i < fields<const Var>(payload.in).size(); ++i) {
+      constexpr auto reads = Op::kBackwardReadsInputs;
+      if (fields<const bool>(reads)[i]) tape.restore(fields<const Var>(payload.in)[i]);
+    }
+    for (std::size_t i = 0; i < fields<const Var>(payload.out).size(); ++i) {
+      constexpr auto reads = Op::kBackwardReadsOutputs;
+      if (fields<const bool>(reads)[i]) tape.restore(fields<const Var>(payload.out)[i]);
+    }
     const auto grad_in = map_fields<Grad, InGrad, Var>(
         payload.in, [&](const Var& v) { return tape.grad_destination(v); });
     Arena::Block scratch = tape.allocate_scratch<Op>(Pass::kBackward, payload.in, payload.attrs);
@@ -183,10 +226,15 @@ template <class Object, class State>
 State Tape::segment(Recompute recompute, State (*function)(Tape&, const Object&, const State&),
                     const Object& object, const State& state) {
   if (!recording_) return run_unrecorded(function, object, state);
-  if (recompute == Recompute::kNone) return function(*this, object, state);
+  if (recompute != Recompute::kBlock) {
+    const bool was_selective = std::exchange(selective_, recompute == Recompute::kSelective);
+    const State result = function(*this, object, state);
+    selective_ = was_selective;
+    return result;
+  }
   for (const Var& input : fields<const Var>(state)) keep_for_backward(input);
   const State result = run_unrecorded(function, object, state);
-  record(&Tape::backward_segment<Object, State>,
+  record(&Tape::backward_segment<Object, State>, nullptr,
          SegmentPayload<Object, State>{function, &object, state, result});
   return result;
 }
@@ -219,12 +267,12 @@ void Tape::backward_segment(Tape& tape, std::size_t payload_offset) {
 }
 
 template <class Payload>
-void Tape::record(void (*walk)(Tape&, std::size_t), const Payload& payload) {
+void Tape::record(Step back, Step again, const Payload& payload) {
   static_assert(std::is_trivially_copyable_v<Payload>);
   const std::size_t offset = payloads_.size();
   payloads_.resize(offset + sizeof(Payload));
   std::memcpy(payloads_.data() + offset, &payload, sizeof(Payload));
-  records_.push_back({walk, offset});
+  records_.push_back({back, again, offset});
 }
 
 template <class Payload>

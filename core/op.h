@@ -21,6 +21,8 @@
 ///   forward(Backend&, ForwardArgs<Op>)    fills the outputs
 ///   backward(Backend&, BackwardArgs<Op>)  writes or adds the gradients, as each one's mode says
 ///   scratch_bytes(Backend&, Pass, In<Spec>, Attrs)   optional: working memory that it wants
+///   again(In<T>, Out<T>)         optional: other inputs that give outputs again, bit for bit, from
+///                                values that backward() reads
 /// for both backends, CpuExec (f32 and f64) and CudaExec (f32 and bf16, fp32 inside).
 /// A loss is an op with kIsLoss = true. It ends a graph, the gradient of its result is known to be
 /// 1, and so instead of backward() it has

@@ -53,7 +53,7 @@ void require_memory(const MemoryPlan& plan, const Exec& exec) {
   if (unknown || plan.total_bytes() <= available) return;
   fail(ErrorKind::kOutOfMemory,
        "the run needs {}, {} has {} to give; lower train.micro_batch_size or set train.recompute "
-       "to block\n{}",
+       "to selective or block\n{}",
        byte_text(plan.total_bytes()), is_cuda(exec) ? "the GPU" : "this machine",
        byte_text(available), to_text(plan));
 }

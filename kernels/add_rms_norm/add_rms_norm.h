@@ -37,6 +37,12 @@ struct AddRmsNorm {
   static constexpr In<bool> kBackwardReadsInputs{.residual = true, .update = false, .weight = true};
   static constexpr Out<bool> kBackwardReadsOutputs{.sum = true, .normed = false, .rstd = true};
 
+  /// The inputs that give the same `normed` and `rstd` from what backward reads.
+  template <class T>
+  static In<T> again(const In<T>& in, const Out<T>& out) {
+    return {.residual = in.update ? out.sum : in.residual, .update = {}, .weight = in.weight};
+  }
+
   static Out<Spec> infer(const In<Spec>& in, const Attrs& attrs);
   static void forward(CpuExec& cpu, const ForwardArgs<AddRmsNorm>& args);
   static void forward(CudaExec& gpu, const ForwardArgs<AddRmsNorm>& args);

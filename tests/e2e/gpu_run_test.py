@@ -50,9 +50,10 @@ def test_cuda_runs_again_with_the_same_bits(whole, data, tmp_path):
     assert losses_of(wanted)[-1] < losses_of(wanted)[0]
 
 
-def test_cuda_recompute_gives_the_same_bits(whole, data, tmp_path):
+@pytest.mark.parametrize("recompute", ["selective", "block"])
+def test_cuda_recompute_gives_the_same_bits(recompute, whole, data, tmp_path):
     wanted, precision = whole
-    start(tmp_path, gpu_config(data, tmp_path / "run", precision=precision, train__recompute="block"))
+    start(tmp_path, gpu_config(data, tmp_path / "run", precision=precision, train__recompute=recompute))
     assert_same_end(tmp_path / "run", wanted, STEPS, without=("perf/", "mem/"))
 
 
@@ -78,8 +79,9 @@ def test_cuda_gives_the_same_bits_at_a_size_that_fills_it(tmp_path):
     train("whole")
     train("again")
     assert_same_end(tmp_path / "again", tmp_path / "whole", steps)
-    train("recomputed", train__recompute="block")
-    assert_same_end(tmp_path / "recomputed", tmp_path / "whole", steps, without=("perf/", "mem/"))
+    for recompute in ("selective", "block"):
+        train(recompute, train__recompute=recompute)
+        assert_same_end(tmp_path / recompute, tmp_path / "whole", steps, without=("perf/", "mem/"))
     copy_until(tmp_path / "whole", tmp_path / "resumed", 2)
     train("resumed")
     assert_same_end(tmp_path / "resumed", tmp_path / "whole", steps)

@@ -37,8 +37,9 @@ def test_metrics_say_that_it_learns(whole):
     assert all(line["perf/tokens_per_second"] > 0 for line in lines)
 
 
-@pytest.mark.parametrize("changes", [dict(threads=1), dict(threads=3), dict(train__recompute="block")],
-                         ids=["1 thread", "3 threads", "recompute"])
+@pytest.mark.parametrize("changes", [dict(threads=1), dict(threads=3), dict(train__recompute="selective"),
+                                     dict(train__recompute="block")],
+                         ids=["1 thread", "3 threads", "selective", "recompute"])
 def test_bits_do_not_depend_on(changes, data, whole, tmp_path):
     start(tmp_path, config_of(data, tmp_path / "run", STEPS, **changes))
     # What a run takes of memory does depend on recompute.
@@ -48,7 +49,7 @@ def test_bits_do_not_depend_on(changes, data, whole, tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_resuming_after_every_step_gives_the_same_bits(threads, data, whole, tmp_path):
     for step in range(1, STEPS):
-        recompute = "block" if step % 2 else "none"
+        recompute = ("none", "block", "selective")[step % 3]
         copy_until(whole, tmp_path / "run", step)
         start(tmp_path, config_of(data, tmp_path / "run", STEPS, threads=threads, train__recompute=recompute))
         assert_same_end(tmp_path / "run", whole, STEPS, without=("perf/", "mem/"))

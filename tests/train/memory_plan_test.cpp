@@ -10,7 +10,7 @@ namespace {
 TEST(MemoryPlanCuda, IsWhatAMicroStepUses) {
   JIBOIA_SKIP_WITHOUT_GPU();
   Exec exec = CudaExec(0);
-  for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
+  for (Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kBlock}) {
     for (Precision precision : {Precision::kFp32, Precision::kBf16}) {
       for (bool starts : {false, true}) {
         RunConfig config;
@@ -33,7 +33,7 @@ TEST(MemoryPlanCuda, IsWhatAMicroStepUses) {
         }
         const LossRun run = run_loss(model, parameters, batch, config.loss.z_loss, recompute, exec);
         EXPECT_EQ(run.peak_bytes, plan.arena_bytes)
-            << "recompute " << (recompute == Recompute::kBlock) << ", bf16 "
+            << "recompute " << static_cast<int>(recompute) << ", bf16 "
             << (precision == Precision::kBf16) << ", document starts " << starts;
         EXPECT_EQ(run.planned_bytes, plan.arena_bytes);
         EXPECT_GT(run.loss, 0);

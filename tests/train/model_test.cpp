@@ -74,7 +74,7 @@ TEST(MambaLm, GradientsEqualFiniteDifferences) {
 TEST(MambaLm, DryRunPlansExactlyTheMemoryThatIsUsed) {
   Exec exec = CpuExec(1);
   for (const ModelConfig& config : variants()) {
-    for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
+    for (Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kBlock}) {
       const MambaLm model(config);
       ParameterStore parameters(exec, model.parameters(), Dtype::kF32,
                                 StoreContents::kValuesAndTraining);
@@ -102,6 +102,11 @@ TEST(MambaLm, RecomputeGivesTheSameBitsInLessMemory) {
   EXPECT_EQ(kept.loss, again.loss);
   EXPECT_TRUE(gradients == bytes_of_gradients(parameters));
   EXPECT_LT(again.peak_bytes, kept.peak_bytes / 2);
+  const LossRun selective = run_loss(model, parameters, batch, 1e-4, Recompute::kSelective, exec);
+  EXPECT_EQ(kept.loss, selective.loss);
+  EXPECT_TRUE(gradients == bytes_of_gradients(parameters));
+  EXPECT_LT(selective.peak_bytes, kept.peak_bytes * 5 / 6);
+  EXPECT_GT(selective.peak_bytes, again.peak_bytes);
 }
 
 TEST(MambaLm, BitsDoNotDependOnThreads) {

@@ -16,7 +16,7 @@
 namespace jiboia {
 
 template <>
-inline constexpr std::array kEnumNames<Recompute>{"none", "block"};
+inline constexpr std::array kEnumNames<Recompute>{"none", "selective", "block"};
 
 /// Which parameters decay: all, or all but A_log, D, biases and norms.
 enum class WeightDecayScope { kDefault, kAll };

@@ -65,7 +65,8 @@ std::vector<Option<RunConfig>> make_run_options() {
        .aliases = {"steps", "train_iters", "num_train_epochs", "epochs", "train_num_samples",
                    "max_iters"}},
       {FIELD(train.recompute),
-       .meaning = "What backward computes again instead of keeping it in memory.",
+       .meaning = "What backward computes again instead of keeping it in memory: nothing, what is "
+                  "cheap (normed inputs, convolutions, step sizes), or whole blocks.",
        .aliases = {"gradient_checkpointing", "grad_checkpointing", "activation_checkpoint"}},
 
       {FIELD(optim.lr), .presence = Presence::kRequired, .range = above(0),

@@ -111,7 +111,7 @@ BlockState MambaBlock::run_block(Tape& tape, const MambaBlock& block, const Bloc
                                      .weight = weight(block.in_proj_),
                                      .bias = optional(block.in_proj_bias_)})
                      .y;
-  tape.release(norm.normed);
+  tape.release(norm.normed, RecomputeCost::kLow);
   const Var x = xz.column_slice(0, D), z = xz.column_slice(D, D);
 
   const Var u =
@@ -141,7 +141,8 @@ BlockState MambaBlock::run_block(Tape& tape, const MambaBlock& block, const Bloc
   if (state && !tape.measuring()) {
     copy(tape.exec(), tape.value(scan.final_state), state->scan_state);
   }
-  for (const Var& read : {u, dt, dt_b_c, xz, scan.states, scan.final_state}) tape.release(read);
+  for (const Var& read : {u, dt}) tape.release(read, RecomputeCost::kLow);
+  for (const Var& read : {dt_b_c, xz, scan.states, scan.final_state}) tape.release(read);
 
   const Var update = tape.apply<Linear>({.x = scan.y,
                                          .weight = weight(block.out_proj_),
