@@ -1,0 +1,46 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "core/memory.h"
+
+namespace jiboia::bench {
+
+/// Seconds of repeated runs.
+struct Times {
+  double median = 0, min = 0, max = 0;
+};
+
+struct Repetition {
+  int warmup = 5, repeats = 20;
+  /// Before each run this much is read, so that the caches hold nothing that the run uses, and
+  /// nothing that has to be written back meanwhile. On a GPU the CPU launches the run meanwhile.
+  std::int64_t flushed_bytes = 0;
+};
+
+/// Times what an Exec is asked to do, by events before and behind it.
+class Stopwatch {
+ public:
+  Stopwatch(Exec& exec, const Repetition& repetition);
+
+  Times time(const std::function<void()>& run);
+
+ private:
+  void flush_caches();
+
+  Exec& exec_;
+  Repetition repetition_;
+  Buffer flushed_, results_, scratch_;
+};
+
+/// What a device reaches with the simplest work there is.
+struct Ceilings {
+  double bytes_per_s = 0;  ///< a copy within its memory, bytes read and written
+  double flops_per_s = 0;  ///< a product of square matrices
+};
+
+/// Measures them by a copy of `bytes` and by a product of matrices of `rows` rows.
+Ceilings measure_ceilings(Exec& exec, Stopwatch& stopwatch, std::int64_t bytes, Dtype matrices,
+                          std::int64_t rows);
+
+}  // namespace jiboia::bench
