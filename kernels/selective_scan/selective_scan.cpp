@@ -1,6 +1,7 @@
 #include "kernels/selective_scan/selective_scan.h"
 
 #include "core/check.h"
+#include "kernels/selective_scan/selective_scan_tiles.h"
 
 namespace jiboia {
 
@@ -27,7 +28,8 @@ SelectiveScan::Out<Spec> SelectiveScan::infer(const In<Spec>& in, const Attrs& a
     expect(kName, "initial_state", in.initial_state, full, state.shape, "(B, N, D)");
   }
   return {.y = in.u.packed(),
-          .states = Spec(full, {B, ceil_div(L, kChunk), N, D}),
+          .states = scan_tiles::uses_tiles(in, attrs) ? scan_tiles::states_spec(in.u)
+                                                      : Spec(full, {B, ceil_div(L, kChunk), N, D}),
           .final_state = attrs.final_state == FinalState::kReturn ? state : Spec()};
 }
 

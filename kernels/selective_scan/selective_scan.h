@@ -20,6 +20,10 @@ enum class FinalState : std::uint8_t { kDiscard, kReturn };
 /// final_state (B, N, D): the state behind the last step, absent unless attrs ask for it.
 /// Saves states (B, ceil(L / kChunk), N, D): the state before each chunk. Backward computes the
 /// others again, chunk by chunk.
+/// In bf16 with 16 states a channel, the GPU may save others, see selective_scan_tiles.h. Its
+/// backward then finds y before the gate as y / silu(z), and so both passes read a |z| < 2^-60 as
+/// 2^-60, which changes y by less than 1e-18 of what it is before the gate.
+///
 /// Gradients, with g the gradient of y, dy = g * silu(z) and A = -exp(a_log):
 ///   gamma_t = decay_(t+1) * gamma_(t+1) + dy_t * c_t     (the gradient of h_t)
 ///   grad_b_t = sum over channels of gamma_t * delta_t * u_t,
@@ -68,8 +72,10 @@ struct SelectiveScan {
                                                  .dt_bias = true,
                                                  .document_start = true,
                                                  .initial_state = false};
+  /// Whether scans take the GPU's fast kernels where they can, see selective_scan_tiles.h.
+  static constexpr bool kTiles = false;
   static constexpr Out<bool> kBackwardReadsOutputs{
-      .y = false, .states = true, .final_state = false};
+      .y = kTiles, .states = true, .final_state = false};
 
   /// Steps between two saved states.
   static constexpr std::int64_t kChunk = 16;

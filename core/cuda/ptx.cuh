@@ -1,0 +1,101 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstring>
+
+/// Instructions that CUDA C++ has no word for. Each has a fallback that says the same in C++, for
+/// compilers of the CPU.
+namespace jiboia::cuda {
+
+/// 2^x, within 2 units in the last place; 0 where that is denormal. (exp2f() makes a detour for
+/// these, three more instructions.)
+__device__ inline float exp2_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  const float result = std::exp2(x);
+  return result < 0x1p-126f ? 0.f : result;  // NaN as well
+#endif
+}
+
+/// log2(x): an absolute error of 2^-22 for x in (0.5, 2), a relative one elsewhere. Denormals count
+/// as 0.
+__device__ inline float log2_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return std::log2(std::fabs(x) < 0x1p-126f ? 0.f : x);
+#endif
+}
+
+/// 1 / x, within 1 unit in the last place; 0 where that is denormal, infinite where x is.
+__device__ inline float reciprocal_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  if (std::fabs(x) < 0x1p-126f) x = std::copysign(0.f, x);
+  const float result = 1 / x;
+  return std::fabs(result) < 0x1p-126f ? std::copysign(0.f, x) : result;
+#endif
+}
+
+/// tanh(x), with a relative error of 2^-11.
+__device__ inline float tanh_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return std::tanh(x);
+#endif
+}
+
+/// Starts to copy kBytes from global to shared memory, both aligned to kBytes; or to fill with
+/// zeros there where the source is not `present`, which is not read then. Other threads see the
+/// copy after this one's async_copies_wait() and a barrier.
+template <int kBytes>
+__device__ inline void async_copy(void* shared, const void* global, bool present) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#ifdef __CUDA_ARCH__
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = present ? kBytes : 0;
+  if constexpr (kBytes == 16) {  // past the first cache: only these may
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
+#else
+  if (present) {
+    std::memcpy(shared, global, kBytes);
+  } else {
+    std::memset(shared, 0, kBytes);
+  }
+#endif
+}
+
+/// Makes a group of the copies that this thread has started since the last group; it may be empty.
+__device__ inline void async_copies_commit() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/// Waits until at most kGroups of this thread's latest groups are not there yet.
+template <int kGroups>
+__device__ inline void async_copies_wait() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+}  // namespace jiboia::cuda

@@ -1,0 +1,39 @@
+#pragma once
+#include "kernels/selective_scan/selective_scan.h"
+
+/// The GPU's fast selective scan: bf16, 16 states a channel, tiles of 32 channels. Which scans take
+/// it, and how the states look that its forward pass saves for its backward pass. All others take
+/// the general one.
+namespace jiboia::scan_tiles {
+
+inline constexpr std::int64_t kChannels = 32;  ///< of a tile
+inline constexpr std::int64_t kStates = 16;    ///< of a channel
+/// Steps of a chunk. Saved is the state before each.
+inline constexpr std::int64_t kSteps = 4;
+/// Elements of a tile's saved state: kLines vectors of kLineSize, each read by one access.
+inline constexpr std::int64_t kLineSize = 8;
+inline constexpr std::int64_t kLines = kChannels * kStates / kLineSize;
+
+/// Whether forward saves tiles, and backward reads them.
+inline bool uses_tiles(const SelectiveScan::In<Spec>& in, const SelectiveScan::Attrs& attrs) {
+  // Four elements of a row are one access.
+  const auto even = [](const Spec& rows) { return rows.row_stride % 4 == 0; };
+  return SelectiveScan::kTiles && in.u.dtype == Dtype::kBf16 && in.a_log.shape[1] == kStates &&
+         in.u.shape[2] % kChannels == 0 && even(in.u) && even(in.dt) && even(in.z) &&
+         !in.initial_state && attrs.final_state == FinalState::kDiscard;
+}
+
+/// Saved states (B, ceil(L / kSteps), D * kStates), bf16: tile after tile, kLines lines each.
+/// Line k * 32 + lane, with k = 0 or 1 and lane = 4 * g + q, has the channels 4 * g + 2 * k and the
+/// one behind it, of each the states 4 * q to 4 * q + 3. (bf16, as states of 1e6 were seen.)
+inline Spec states_spec(const Spec& u) {
+  return Spec(Dtype::kBf16, {u.shape[0], ceil_div(u.shape[1], kSteps), u.shape[2] * kStates});
+}
+
+/// The place of a state in its tile: the element's index, of kLines * kLineSize.
+constexpr std::int64_t place_in_tile(std::int64_t channel, std::int64_t state) {
+  const std::int64_t g = channel / 4, k = channel % 4 / 2, q = state / 4;
+  return (k * 32 + 4 * g + q) * kLineSize + channel % 2 * 4 + state % 4;
+}
+
+}  // namespace jiboia::scan_tiles
