@@ -3,29 +3,23 @@
 namespace jiboia {
 namespace {
 
-/// The host's memory is where the exec computes.
-class HostRing : public UploadRing {
+/// The host's memory is where the exec computes, and nothing is under way when a call returns: one
+/// slot does.
+class HostSlot : public UploadRing {
  public:
-  HostRing(CpuExec& cpu, int slots, std::int64_t slot_bytes)
-      : memory_(allocate(cpu, slots * slot_bytes, "inputs")),
-        slots_(slots),
-        slot_bytes_(slot_bytes) {}
-  std::byte* fill() override { return memory_.data() + next_ * slot_bytes_; }
-  std::byte* upload(std::int64_t) override {
-    std::byte* filled = fill();
-    next_ = (next_ + 1) % slots_;
-    return filled;
-  }
+  HostSlot(CpuExec& cpu, std::int64_t bytes) : memory_(allocate(cpu, bytes, "inputs")) {}
+  std::byte* fill() override { return memory_.data(); }
+  void upload(std::int64_t) override {}
+  std::byte* data() const override { return memory_.data(); }
 
  private:
   Buffer memory_;
-  std::int64_t slots_, slot_bytes_, next_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<UploadRing> make_upload_ring(CpuExec& cpu, int slots, std::int64_t slot_bytes) {
-  return std::make_unique<HostRing>(cpu, slots, slot_bytes);
+std::unique_ptr<UploadRing> make_upload_ring(CpuExec& cpu, int, std::int64_t slot_bytes) {
+  return std::make_unique<HostSlot>(cpu, slot_bytes);
 }
 
 }  // namespace jiboia

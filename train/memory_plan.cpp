@@ -41,8 +41,8 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
     plan.arena_bytes =
         std::max(plan.arena_bytes, Generator::planned_bytes(model, activations, exec));
   }
-  plan.other_bytes = gpu_bytes(exec) + TokenUploader::planned_bytes(rows, seq_len) +
-                     Optimizer::planned_bytes(plan.parameters.values / size_of(Dtype::kF32));
+  plan.other_bytes = gpu_bytes(exec) + TokenUploader::planned_bytes(exec, rows, seq_len) +
+                     Optimizer::planned_bytes(exec, plan.parameters.values / size_of(Dtype::kF32));
   return plan;
 }
 

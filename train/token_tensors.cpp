@@ -13,8 +13,9 @@ std::int64_t TokenUploader::array_bytes(std::int64_t rows, std::int64_t seq_len)
   return (bytes + 255) / 256 * 256;
 }
 
-std::int64_t TokenUploader::planned_bytes(std::int64_t rows, std::int64_t seq_len) {
-  return kSlots * kArrays * array_bytes(rows, seq_len);
+std::int64_t TokenUploader::planned_bytes(const Exec& exec, std::int64_t rows,
+                                          std::int64_t seq_len) {
+  return upload_ring_bytes(exec, kSlots, kArrays * array_bytes(rows, seq_len));
 }
 
 TokenTensors TokenUploader::upload(const TokenBatch& batch) {
@@ -27,10 +28,10 @@ TokenTensors TokenUploader::upload(const TokenBatch& batch) {
   for (int i = 0; i < kArrays; ++i) {
     std::ranges::copy(*arrays[i], reinterpret_cast<std::int32_t*>(host + i * stride));
   }
-  std::byte* there = ring_->upload(kArrays * stride);
+  ring_->upload(kArrays * stride);
   const Spec spec(Dtype::kI32, {batch.rows, batch.seq_len});
   const auto view = [&](int i) {
-    return arrays[i]->empty() ? Tensor() : Tensor(spec, there + i * stride);
+    return arrays[i]->empty() ? Tensor() : Tensor(spec, ring_->data() + i * stride);
   };
   return {view(0), view(1), view(2)};
 }

@@ -65,6 +65,7 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
                   activations_for(exec, config.precision)),
       workspace_(exec, plan_.arena_bytes),
       optimizer_(config.optim, parameters_),
+      training_step_(config, model_, parameters_, optimizer_, workspace_.arena()),
       uploader_(exec, config.train.micro_batch_size, config.data.seq_len),
       reports_{StepReport(exec, micro_batches()), StepReport(exec, micro_batches()),
                StepReport(exec, micro_batches())},
@@ -183,24 +184,14 @@ void Trainer::launch_step() {
   step.begin = last_end_ ? last_end_ : &begin_;
   last_end_ = &step.report->end_mark();
   const std::size_t measured_before = op_timer_ ? op_timer_->pending() : 0;
-  parameters_.begin_gradients();
   for (std::int64_t i = 0; i < micro_batches(); ++i) {
     const TokenBatch batch = loader_->next().value();
     if (i == 0) step.epoch = batch.epoch;
     step.data_wait_s += batch.wait_s;
-    Tape tape(exec_, workspace_.arena(), parameters_.values(), &parameters_, TapeMode::kTrain);
-    if (op_timer_) tape.set_timer(&*op_timer_);
-    const LossVars losses =
-        model_.loss(tape, uploader_.upload(batch), config_.loss.z_loss, config_.train.recompute);
-    tape.backward();
-    step.report->add(i, tape.value(losses.loss), tape.value(losses.lse_squared));
+    const TrainingStep::Losses losses = training_step_.micro_step(uploader_.upload(batch), i);
+    step.report->add(i, losses.loss, losses.lse_squared);
   }
-  parameters_.end_gradients();
-  {
-    const OpTimer::Scope scope(op_timer_ ? &*op_timer_ : nullptr, exec_, "optimizer",
-                               Pass::kForward);
-    step.report->end(optimizer_.step(step.lr, step.number, micro_batches()));
-  }
+  step.report->end(training_step_.update(step.lr, step.number));
   step.measured_ops = op_timer_ ? op_timer_->pending() - measured_before : 0;
   under_way_.push_back(step);
   state_.step = step.number;
@@ -230,6 +221,8 @@ nlohmann::ordered_json Trainer::finish_step() {
 void Trainer::finish_steps(std::size_t left) {
   while (under_way_.size() > left) metrics_->append(finish_step());
 }
+
+void Trainer::measure_ops() { training_step_.measure_ops(op_timer_.emplace()); }
 
 std::string Trainer::profile() const { return to_text(op_timer_.value(), steps_s_); }
 

@@ -20,6 +20,7 @@
 #include "train/progress.h"
 #include "train/step_report.h"
 #include "train/token_tensors.h"
+#include "train/training_step.h"
 #include "train/workspace.h"
 
 namespace jiboia {
@@ -58,7 +59,7 @@ class Trainer {
   RunEnd run();
   /// Time by op of all steps so far; only with measure_ops().
   std::string profile() const;
-  void measure_ops() { op_timer_.emplace(); }
+  void measure_ops();
 
  private:
   /// A step that the exec was asked for, and what the host knows of it.
@@ -107,6 +108,7 @@ class Trainer {
   ParameterStore parameters_;
   Workspace workspace_;
   Optimizer optimizer_;
+  TrainingStep training_step_;
   TokenUploader uploader_;
   /// Steps that a GPU is given before the numbers of the one before them are read.
   static constexpr std::size_t kStepsAhead = 1;

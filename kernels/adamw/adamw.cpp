@@ -15,20 +15,11 @@ double bias_correction(double beta, std::int64_t t) {
 
 }  // namespace
 
-template <class T>
-AdamWNumbers<T>::AdamWNumbers(const AdamWUpdate& args)
-    : beta1(static_cast<T>(args.beta1)),
-      one_minus_beta1(static_cast<T>(1 - args.beta1)),
-      beta2(static_cast<T>(args.beta2)),
-      one_minus_beta2(static_cast<T>(1 - args.beta2)),
-      eps(static_cast<T>(args.eps)),
-      keep(static_cast<T>(1 - args.lr * args.weight_decay)),
-      step(static_cast<T>(args.lr / bias_correction(args.beta1, args.update))),
-      root_correction(static_cast<T>(1 / std::sqrt(bias_correction(args.beta2, args.update)))),
-      gradient_scale(args.gradient_scale),
-      grad_clip(args.grad_clip) {}
-template struct AdamWNumbers<float>;
-template struct AdamWNumbers<double>;
+AdamWRates adamw_rates(const AdamWSchedule& schedule) {
+  return {.keep = 1 - schedule.lr * schedule.weight_decay,
+          .step = schedule.lr / bias_correction(schedule.beta1, schedule.update),
+          .root_correction = 1 / std::sqrt(bias_correction(schedule.beta2, schedule.update))};
+}
 
 void require_consistent(const AdamWUpdate& args) {
   const Dtype dtype = args.value.dtype;
@@ -45,6 +36,7 @@ void require_consistent(const AdamWUpdate& args) {
   }
   expect("adamw", "decays", args.decays, Dtype::kU8, {blocks}, "(ceil(n / 64))");
   expect("adamw", "gradient_norm", args.gradient_norm, Dtype::kF64, {1}, "(1)");
+  expect("adamw", "rates", args.rates, Dtype::kF64, {kAdamWRates}, "(3)");
 }
 
 }  // namespace jiboia

@@ -6,7 +6,26 @@
 
 namespace jiboia {
 
-/// One AdamW update of all parameters, laid out flat. With t = `update` = 1, 2, ...,
+/// What changes from update to update, as adamw() reads it where the exec computes: f64, in the
+/// order of the members. So an update that is recorded once goes on with new ones.
+struct AdamWRates {
+  double keep = 1;             ///< 1 - lr weight_decay
+  double step = 0;             ///< lr / (1 - beta1^t)
+  double root_correction = 1;  ///< 1 / sqrt(1 - beta2^t)
+};
+inline constexpr std::int64_t kAdamWRates = sizeof(AdamWRates) / sizeof(double);
+
+/// The rates of update t = 1, 2, ...
+struct AdamWSchedule {
+  double lr = 0;
+  double weight_decay = 0;
+  double beta1 = 0.9, beta2 = 0.95;
+  std::int64_t update = 1;  ///< t
+};
+AdamWRates adamw_rates(const AdamWSchedule& schedule);
+
+/// One AdamW update of all parameters, laid out flat. With t, lr, weight_decay and betas of
+/// `rates`,
 ///   clip = min(1, grad_clip / (gradient_scale * norm + 1e-6)), or 1 when grad_clip is 0,
 ///   g = gradient_scale * clip * gradient,
 ///   m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2,
@@ -15,7 +34,8 @@ namespace jiboia {
 /// Nothing is changed when the norm is not finite.
 /// value, gradient, exp_avg, exp_avg_sq: (n), contiguous, of one dtype, f32 or f64 (GPU: f32).
 /// compute: (n) bf16, optional: gets the new values, rounded. decays: (ceil(n / kDecayBlock)) u8.
-/// gradient_norm: (1) f64, the norm of `gradient`, in the exec's memory like all the others.
+/// gradient_norm: (1) f64, the norm of `gradient`. rates: (kAdamWRates) f64. All in the exec's
+/// memory.
 /// Source: Loshchilov & Hutter 2019, arXiv:1711.05101, in the form of torch.optim.AdamW and
 /// torch.nn.utils.clip_grad_norm_.
 struct AdamWUpdate {
@@ -23,13 +43,11 @@ struct AdamWUpdate {
   Tensor compute;
   Tensor decays;
   Tensor gradient_norm;
-  double lr = 0;
+  Tensor rates;
   double beta1 = 0.9, beta2 = 0.95;
   double eps = 1e-8;
-  double weight_decay = 0;
   double grad_clip = 0;
   double gradient_scale = 1;
-  std::int64_t update = 1;  ///< t
 };
 
 /// Elements that share one entry of AdamWUpdate::decays.

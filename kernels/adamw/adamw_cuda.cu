@@ -21,6 +21,7 @@ struct Buffers {
         compute(args.compute ? args.compute.as<bf16>() : nullptr),
         decays(args.decays.as<std::uint8_t>()),
         norm(args.gradient_norm.as<double>()),
+        rates(static_cast<const AdamWRates*>(args.rates.data)),
         n(args.value.size()) {
     vectors = true;
     for (const void* data :
@@ -36,6 +37,7 @@ struct Buffers {
   bf16* compute;  ///< may be null
   const std::uint8_t* decays;
   const double* norm;
+  const AdamWRates* rates;
   std::int64_t n;
   bool vectors;  ///< all pointers are aligned for them
 };
@@ -68,7 +70,10 @@ __global__ void __launch_bounds__(kThreads)
   load(at.exp_avg + begin, at.vectors, count, exp_avg);
   load(at.exp_avg_sq + begin, at.vectors, count, exp_avg_sq);
   load(at.value + begin, at.vectors, count, value);
-  const float keep = at.decays[begin / kDecayBlock] ? numbers.keep : 1.0F;
+  const AdamWRates rates = *at.rates;
+  const float keep = at.decays[begin / kDecayBlock] ? static_cast<float>(rates.keep) : 1.0F;
+  const auto step = static_cast<float>(rates.step);
+  const auto root_correction = static_cast<float>(rates.root_correction);
   const double norm = *at.norm;
   if (!isfinite(norm)) return;
   const float factor = numbers.gradient_factor(norm);
@@ -77,8 +82,8 @@ __global__ void __launch_bounds__(kThreads)
     const float g = gradient[i] * factor;
     exp_avg[i] = numbers.beta1 * exp_avg[i] + numbers.one_minus_beta1 * g;
     exp_avg_sq[i] = numbers.beta2 * exp_avg_sq[i] + numbers.one_minus_beta2 * g * g;
-    value[i] = value[i] * keep - numbers.step * exp_avg[i] /
-                                     (sqrtf(exp_avg_sq[i]) * numbers.root_correction + numbers.eps);
+    value[i] = value[i] * keep -
+               step * exp_avg[i] / (sqrtf(exp_avg_sq[i]) * root_correction + numbers.eps);
   }
   store(exp_avg, at.vectors, count, at.exp_avg + begin);
   store(exp_avg_sq, at.vectors, count, at.exp_avg_sq + begin);

@@ -3,11 +3,18 @@
 
 namespace jiboia {
 
-/// What an update does to every element, in the dtype T that it computes in. Passed to kernels by
-/// value.
+/// What every update does to every element, in the dtype T that it computes in. Passed to kernels
+/// by value.
 template <class T>
 struct AdamWNumbers {
-  explicit AdamWNumbers(const AdamWUpdate& args);
+  explicit AdamWNumbers(const AdamWUpdate& args)
+      : beta1(static_cast<T>(args.beta1)),
+        one_minus_beta1(static_cast<T>(1 - args.beta1)),
+        beta2(static_cast<T>(args.beta2)),
+        one_minus_beta2(static_cast<T>(1 - args.beta2)),
+        eps(static_cast<T>(args.eps)),
+        gradient_scale(args.gradient_scale),
+        grad_clip(args.grad_clip) {}
 
   /// gradient_scale * clip, for a finite norm of the gradient. constexpr, so that GPUs run it too.
   constexpr T gradient_factor(double norm) const {
@@ -17,9 +24,6 @@ struct AdamWNumbers {
   }
 
   T beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
-  T keep;             ///< 1 - lr weight_decay
-  T step;             ///< lr / (1 - beta1^t)
-  T root_correction;  ///< 1 / sqrt(1 - beta2^t)
   double gradient_scale, grad_clip;
 };
 

@@ -273,8 +273,8 @@ void CaseList::add_optimizer(std::int64_t parameters) {
              .decays = tensors.filled(Spec(Dtype::kU8, {ceil_div(parameters, kDecayBlock)}),
                                       [](std::int64_t) { return 1; }),
              .gradient_norm = tensors.zeros(scalar),
-             .lr = 1e-6,
-             .weight_decay = 0.1,
+             .rates = tensors.filled(Spec(Dtype::kF64, {kAdamWRates}),
+                                     [](std::int64_t i) { return i == 1 ? 1e-6 : 1; }),
              .grad_clip = 1};
          if (setting.activation == Dtype::kBf16) {
            update.compute = tensors.zeros(Spec(setting.activation, flat.shape));

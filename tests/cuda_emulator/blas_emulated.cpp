@@ -5,6 +5,7 @@
 
 #include "core/cuda/blas.h"
 #include "core/half.h"
+#include "tests/cuda_emulator/capture.h"
 #include "tests/cuda_emulator/gpu_memory.h"
 #include "tests/cuda_emulator/trace.h"
 
@@ -38,16 +39,8 @@ std::vector<float> packed(const DeviceMatrix& matrix) {
 /// Sums of columns that are kept in registers or in the first cache while k goes by.
 constexpr std::int64_t kColumns = 64;
 
-}  // namespace
-
-struct Blas::State {};
-
-Blas::Blas(CUstream_st*, std::byte*) {}
-Blas::~Blas() = default;
-
-void Blas::multiply(const char* op, const MatrixProduct& product) {
+void compute(const char* op, const MatrixProduct& product) {
   const DeviceMatrix& to = product.to;
-  require_product(op, product);
   emulated::trace("launch {}", op);
   const emulated::GpuMemoryAccess access;
   const std::vector<float> left = packed(product.left), right = packed(product.right);
@@ -74,6 +67,23 @@ void Blas::multiply(const char* op, const MatrixProduct& product) {
       }
     }
   }
+}
+
+}  // namespace
+
+struct Blas::State {
+  CUstream_st* stream;
+};
+
+Blas::Blas(CUstream_st* stream, std::byte*) : state_(new State{stream}) {}
+Blas::~Blas() = default;
+
+void Blas::multiply(const char* op, const MatrixProduct& product) {
+  require_product(op, product);
+  emulated::ask(state_->stream, [=] {
+    compute(op, product);
+    return cudaSuccess;
+  });
 }
 
 }  // namespace jiboia::cuda

@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 
+#include "tests/cuda_emulator/capture.h"
 #include "tests/cuda_emulator/environment.h"
 #include "tests/cuda_emulator/gpu_memory.h"
 #include "tests/cuda_emulator/trace.h"
@@ -148,6 +149,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
 }
 
 cudaError_t cudaDeviceSynchronize() {
+  if (is_capturing()) return result(refuse_captured());
   trace("wait device");
   return cudaSuccess;
 }
@@ -161,6 +163,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (is_capturing(stream)) return result(refuse_captured());
   trace("wait stream {}", stream ? stream->number : 0);
   return cudaSuccess;
 }
@@ -178,6 +181,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (is_capturing(stream)) return result(refuse_captured());  // a GPU would, but measure nothing
   trace("record {} in {}", event->number, stream ? stream->number : 0);
   event->recorded = true;
   event->time = std::chrono::steady_clock::now();
@@ -197,14 +201,17 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (is_capturing()) return result(refuse_captured());
   trace("malloc {}", bytes);
   return result(allocate_gpu_memory(memory, bytes, current_device));
 }
 cudaError_t cudaFree(void* memory) {
+  if (is_capturing()) return result(refuse_captured());
   trace("free");
   return result(free_gpu_memory(memory));
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  if (is_capturing()) return result(refuse_captured());
   const std::size_t page = 4096;
   *memory = std::aligned_alloc(page, (bytes + page - 1) / page * page);
   if (!*memory) return result(cudaErrorMemoryAllocation);
@@ -228,14 +235,18 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   if (bytes == 0) return cudaSuccess;
+  if (is_capturing()) return result(refuse_captured());
   trace("wait copy");
   return copy_memory(to, from, bytes, kind);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
+                            cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
-  if (makes_cpu_wait(to, bytes) || makes_cpu_wait(from, bytes)) trace("wait copy");
-  return copy_memory(to, from, bytes, kind);
+  if (makes_cpu_wait(to, bytes) || makes_cpu_wait(from, bytes)) {
+    if (is_capturing(stream)) return result(refuse_captured());
+    trace("wait copy");
+  }
+  return ask(stream, [=] { return copy_memory(to, from, bytes, kind); });
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
   if (bytes == 0) return cudaSuccess;
@@ -245,8 +256,8 @@ cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  return cudaMemset(to, value, bytes);
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  return ask(stream, [=] { return cudaMemset(to, value, bytes); });
 }
 
 cudaError_t cudaPeekAtLastError() { return last_error; }
@@ -265,6 +276,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
     default: return "an error that the emulated GPU does not know";
   }
 }
@@ -277,6 +290,10 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default: return "unknown error";
   }
 }

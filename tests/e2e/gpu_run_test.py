@@ -57,6 +57,16 @@ def test_cuda_recompute_gives_the_same_bits(recompute, whole, data, tmp_path):
     assert_same_end(tmp_path / "run", wanted, STEPS, without=("perf/", "mem/"))
 
 
+def test_cuda_graphs_give_the_same_bits(whole, data, tmp_path):
+    wanted, precision = whole
+    start(tmp_path, gpu_config(data, tmp_path / "run", precision=precision, train__cuda_graphs="never"))
+    assert_same_end(tmp_path / "run", wanted, STEPS)
+    for graphs in ("auto", "never"):  # steps of one micro-batch, and recompute
+        start(tmp_path, gpu_config(data, tmp_path / graphs, precision=precision, train__cuda_graphs=graphs,
+                                   train__micro_batch_size=6, train__recompute="block"))
+    assert_same_end(tmp_path / "auto", tmp_path / "never", STEPS)
+
+
 def test_cuda_resumes_after_every_step_with_the_same_bits(whole, data, tmp_path):
     wanted, precision = whole
     for step in range(1, STEPS):
@@ -79,6 +89,8 @@ def test_cuda_gives_the_same_bits_at_a_size_that_fills_it(tmp_path):
     train("whole")
     train("again")
     assert_same_end(tmp_path / "again", tmp_path / "whole", steps)
+    train("launched", train__cuda_graphs="never")
+    assert_same_end(tmp_path / "launched", tmp_path / "whole", steps)
     for recompute in ("selective", "block"):
         train(recompute, train__recompute=recompute)
         assert_same_end(tmp_path / recompute, tmp_path / "whole", steps, without=("perf/", "mem/"))

@@ -73,9 +73,27 @@ def test_cuda_step_is_launched_before_the_numbers_of_the_one_before_are_awaited(
         assert updates[step] < marks[-1] < updates[step + 1]
 
 
-def test_cuda_uploads_wait_once_a_micro_batch_at_most(updates, waits):
+def test_cuda_uploads_wait_once_each_at_most(updates, waits):
+    uploads = MICRO_BATCHES + 1  # batches and the update's rates
     for begin, end in zip(updates[1:], updates[2:]):
-        assert len([i for i in waits["upload"] if begin < i < end]) <= MICRO_BATCHES
+        assert len([i for i in waits["upload"] if begin < i < end]) <= uploads
+
+
+def test_cuda_steps_are_recorded_once_and_launched_as_graphs(trace, updates):
+    recordings = [i for i, line in enumerate(trace) if line == ["capture", "begins"]]
+    assert len(recordings) == 3  # the first micro-step of a step, further ones, the optimizer
+    assert recordings[-1] < updates[1]
+    in_graph, outside, graphs = False, [], []
+    for i, line in enumerate(trace):
+        if line[0] == "graph":
+            in_graph = line[1] == "begins"
+            graphs += [i] if in_graph else []
+        elif line[0] == "launch" and not in_graph:
+            outside.append(i)
+    assert [i for i in outside if i < updates[0]]
+    assert not [i for i in outside if updates[0] < i < updates[-1]]
+    for begin, end in zip(updates[1:], updates[2:]):
+        assert len([i for i in graphs if begin < i < end]) == MICRO_BATCHES + 1
 
 
 def test_cuda_takes_no_memory_after_the_first_step(trace, updates):

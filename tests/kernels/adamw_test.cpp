@@ -35,8 +35,24 @@ State<T> random_state(std::int64_t n) {
   return state;
 }
 
-/// An update's numbers; its tensors come from a State.
-AdamWUpdate numbers() { return {.lr = 1e-2, .weight_decay = 0.3, .gradient_scale = 0.25}; }
+/// An update without its tensors, which come from a State.
+struct Numbers : AdamWSchedule {
+  double eps = 1e-8, grad_clip = 0, gradient_scale = 0.25;
+};
+Numbers numbers() { return {{.lr = 1e-2, .weight_decay = 0.3}}; }
+
+AdamWUpdate update_of(const Numbers& numbers) {
+  return {.beta1 = numbers.beta1,
+          .beta2 = numbers.beta2,
+          .eps = numbers.eps,
+          .grad_clip = numbers.grad_clip,
+          .gradient_scale = numbers.gradient_scale};
+}
+
+std::vector<double> rates_of(const AdamWSchedule& schedule) {
+  const AdamWRates rates = adamw_rates(schedule);
+  return {rates.keep, rates.step, rates.root_correction};
+}
 
 /// Every block decays.
 std::vector<std::uint8_t> all_decay(std::int64_t n) {
@@ -47,13 +63,14 @@ std::vector<std::uint8_t> all_decay(std::int64_t n) {
 /// `before` after one update on `exec`. `begin` elements are left out of it, which moves the
 /// others away from round addresses.
 template <class T>
-State<T> updated(Exec& exec, const State<T>& before, AdamWUpdate args, double norm,
+State<T> updated(Exec& exec, const State<T>& before, const Numbers& with, double norm,
                  const std::vector<std::uint8_t>& decays, std::int64_t begin = 0) {
+  AdamWUpdate args = update_of(with);
   Placed<T> value(exec, before.value), gradient(exec, before.gradient);
   Placed<T> exp_avg(exec, before.exp_avg), exp_avg_sq(exec, before.exp_avg_sq);
   Placed<std::uint16_t> compute(exec, before.compute, Dtype::kBf16);
   Placed<std::uint8_t> decay_table(exec, decays);
-  Placed<double> gradient_norm(exec, {norm});
+  Placed<double> gradient_norm(exec, {norm}), rates(exec, rates_of(with));
   args.value = value.tensor(begin);
   args.gradient = gradient.tensor(begin);
   args.exp_avg = exp_avg.tensor(begin);
@@ -61,6 +78,7 @@ State<T> updated(Exec& exec, const State<T>& before, AdamWUpdate args, double no
   if (!before.compute.empty()) args.compute = compute.tensor(begin);
   args.decays = decay_table.tensor();
   args.gradient_norm = gradient_norm.tensor();
+  args.rates = rates.tensor();
   std::visit([&](auto& backend) { adamw(backend, args); }, exec);
   EXPECT_EQ(decay_table.values(), decays);
   return {value.values(), gradient.values(), exp_avg.values(), exp_avg_sq.values(),
@@ -69,7 +87,7 @@ State<T> updated(Exec& exec, const State<T>& before, AdamWUpdate args, double no
 
 /// The formula, element by element, in f64.
 template <class T>
-State<double> formula(const State<T>& before, const AdamWUpdate& args, double norm,
+State<double> formula(const State<T>& before, const Numbers& args, double norm,
                       const std::vector<std::uint8_t>& decays) {
   State<double> after;
   const double clip =
@@ -121,7 +139,7 @@ TEST(AdamW, EqualsItsFormula) {
   for (std::int64_t t :
        {std::int64_t{1}, std::int64_t{2}, std::int64_t{1000}, std::int64_t{10'000'000}}) {
     const auto before = random_state<double>(100);
-    AdamWUpdate args = numbers();
+    Numbers args = numbers();
     args.update = t;
     const auto after = updated(cpu, before, args, 1, all_decay(100));
     EXPECT_EQ(compare(after, formula(before, args, 1, all_decay(100)), 1e-13), "") << t;
@@ -140,7 +158,7 @@ TEST(AdamW, SinglePrecisionIsCloseAndTheSameOnAnyNumberOfThreads) {
 /// 150 elements: three blocks, of which the second does not decay.
 void expect_decay_by_table(Exec& exec) {
   const auto before = random_state<float>(150);
-  AdamWUpdate args = numbers();
+  Numbers args = numbers();
   args.weight_decay = 10;  // that not even single precision hides
   const std::vector<std::uint8_t> decays = {1, 0, 1};
   const auto after = updated(exec, before, args, 1, decays);
@@ -150,7 +168,7 @@ void expect_decay_by_table(Exec& exec) {
 
 void expect_clip(Exec& exec) {
   const auto before = random_state<float>(100);
-  AdamWUpdate args = numbers();
+  Numbers args = numbers();
   args.grad_clip = 2;
   // gradient_scale is 1/4: norms up to 8 are left as they are.
   EXPECT_EQ(updated(exec, before, args, 7.9, all_decay(100)),
@@ -257,10 +275,12 @@ TEST(AdamW, RefusesTensorsThatDoNotFit) {
   const Placed<float> eight(exec, std::vector<float>(8)), nine(exec, std::vector<float>(9));
   const Placed<double> one(exec, {1});
   const Placed<std::uint8_t> decays(exec, {1}), more_decays(exec, {1, 1});
-  AdamWUpdate right = numbers();
+  const Placed<double> rates(exec, rates_of(numbers()));
+  AdamWUpdate right = update_of(numbers());
   right.value = right.gradient = right.exp_avg = right.exp_avg_sq = eight.tensor();
   right.decays = decays.tensor();
   right.gradient_norm = one.tensor();
+  right.rates = rates.tensor();
   EXPECT_NO_THROW(adamw(cpu, right));
   const auto refuses = [&](Tensor AdamWUpdate::*member, const Tensor& tensor) {
     AdamWUpdate args = right;
@@ -277,6 +297,8 @@ TEST(AdamW, RefusesTensorsThatDoNotFit) {
   refuses(&AdamWUpdate::decays, {});
   refuses(&AdamWUpdate::gradient_norm, eight.tensor());
   refuses(&AdamWUpdate::gradient_norm, {});
+  refuses(&AdamWUpdate::rates, one.tensor());
+  refuses(&AdamWUpdate::rates, {});
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/recompute.h"
+#include "core/graph.h"
 #include "train/config/option.h"
 #include "train/device.h"
 #include "train/model/model_config.h"
@@ -17,6 +18,9 @@ namespace jiboia {
 
 template <>
 inline constexpr std::array kEnumNames<Recompute>{"none", "selective", "block"};
+
+template <>
+inline constexpr std::array kEnumNames<GraphUse>{"auto", "never"};
 
 /// Which parameters decay: all, or all but A_log, D, biases and norms.
 enum class WeightDecayScope { kDefault, kAll };
@@ -39,6 +43,7 @@ struct TrainConfig {
   std::int64_t global_batch_size = 0;  ///< rows, a multiple of micro_batch_size
   std::int64_t max_steps = 0;
   Recompute recompute = Recompute::kNone;
+  GraphUse cuda_graphs = GraphUse::kAuto;
 
   bool operator==(const TrainConfig&) const = default;
 };

@@ -68,6 +68,10 @@ std::vector<Option<RunConfig>> make_run_options() {
        .meaning = "What backward computes again instead of keeping it in memory: nothing, what is "
                   "cheap (normed inputs, convolutions, step sizes), or whole blocks.",
        .aliases = {"gradient_checkpointing", "grad_checkpointing", "activation_checkpoint"}},
+      {FIELD(train.cuda_graphs),
+       .meaning = "Whether a GPU is given each step as recorded graphs (auto), which changes no "
+                  "bit, or launch by launch (never).",
+       .aliases = {"use_cuda_graph", "cudagraphs", "enable_cuda_graph"}},
 
       {FIELD(optim.lr), .presence = Presence::kRequired, .range = above(0),
        .meaning = "Peak learning rate.", .aliases = {"learning_rate", "max_lr", "base_lr"}},

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
-#include "core/trace.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/global_norm/global_norm.h"
 
@@ -34,6 +34,7 @@ Optimizer::Optimizer(const OptimConfig& config, ParameterStore& parameters)
   findings_ = allocate(exec, 2 * kFindingBytes, "the gradient's norm");
   scratch_ = allocate(exec, global_norm_scratch_bytes(parameters.flat_size()),
                       "partial sums of the gradient's norm");
+  rates_ = make_upload_ring(exec, kRateSlots, sizeof(AdamWRates));
   std::vector<std::uint8_t> decays(static_cast<std::size_t>(blocks), 0);
   for (std::size_t i : groups_[0].parameters) {
     const FlatRange range = parameters.range(i);
@@ -62,55 +63,55 @@ std::string Optimizer::describe() const {
   return text;
 }
 
-Optimizer::Findings Optimizer::norm_of(const Tensor& flat) {
-  const Findings findings{
-      .gradient_norm = Tensor(Spec(Dtype::kF64, {1}), findings_.data()),
-      .first_not_finite = Tensor(Spec(Dtype::kI64, {1}), findings_.data() + kFindingBytes)};
-  std::visit(
-      [&](auto& backend) {
-        global_norm(backend,
-                    {.flat = flat,
-                     .norm = findings.gradient_norm,
-                     .first_not_finite = findings.first_not_finite},
-                    {scratch_.data(), static_cast<std::size_t>(scratch_.bytes())});
-      },
-      parameters_.exec());
-  return findings;
+Optimizer::Findings Optimizer::findings() const {
+  return {.gradient_norm = Tensor(Spec(Dtype::kF64, {1}), findings_.data()),
+          .first_not_finite = Tensor(Spec(Dtype::kI64, {1}), findings_.data() + kFindingBytes)};
+}
+
+void Optimizer::find_norm(const Tensor& flat) {
+  const GlobalNorm args{.flat = flat,
+                        .norm = findings().gradient_norm,
+                        .first_not_finite = findings().first_not_finite};
+  const std::span<std::byte> scratch(scratch_.data(), static_cast<std::size_t>(scratch_.bytes()));
+  std::visit([&](auto& backend) { global_norm(backend, args, scratch); }, parameters_.exec());
 }
 
 bool Optimizer::values_are_finite() {
   Exec& exec = parameters_.exec();
   for (const Tensor& flat : {parameters_.flat_values(), parameters_.flat_exp_avg_sq()}) {
-    if (!std::isfinite(read_scalar(exec, norm_of(flat).gradient_norm))) return false;
+    find_norm(flat);
+    if (!std::isfinite(read_scalar(exec, findings().gradient_norm))) return false;
   }
   return true;
 }
 
-Optimizer::Findings Optimizer::step(double lr, std::int64_t update, std::int64_t micro_batches) {
-  Findings findings;
-  std::visit(
-      [&](auto& backend) {
-        const TraceRange range(backend, "optimizer");
-        findings = norm_of(parameters_.flat_gradients());
-        adamw(backend, {.value = parameters_.flat_values(),
-                        .gradient = parameters_.flat_gradients(),
-                        .exp_avg = parameters_.flat_exp_avg(),
-                        .exp_avg_sq = parameters_.flat_exp_avg_sq(),
-                        .compute = parameters_.flat_rounded(),
-                        .decays = Tensor(Spec(Dtype::kU8, {decay_blocks(parameters_.flat_size())}),
-                                         decays_.data()),
-                        .gradient_norm = findings.gradient_norm,
-                        .lr = lr,
-                        .beta1 = config_.betas[0],
-                        .beta2 = config_.betas[1],
-                        .eps = config_.eps,
-                        .weight_decay = config_.weight_decay,
-                        .grad_clip = config_.grad_clip,
-                        .gradient_scale = 1.0 / static_cast<double>(micro_batches),
-                        .update = update});
-      },
-      parameters_.exec());
-  return findings;
+void Optimizer::set_rates(double lr, std::int64_t update) {
+  const AdamWRates rates = adamw_rates({.lr = lr,
+                                        .weight_decay = config_.weight_decay,
+                                        .beta1 = config_.betas[0],
+                                        .beta2 = config_.betas[1],
+                                        .update = update});
+  std::memcpy(rates_->fill(), &rates, sizeof(rates));
+  rates_->upload(sizeof(rates));
+}
+
+void Optimizer::apply(std::int64_t micro_batches) {
+  const std::int64_t blocks = decay_blocks(parameters_.flat_size());
+  const AdamWUpdate update{.value = parameters_.flat_values(),
+                           .gradient = parameters_.flat_gradients(),
+                           .exp_avg = parameters_.flat_exp_avg(),
+                           .exp_avg_sq = parameters_.flat_exp_avg_sq(),
+                           .compute = parameters_.flat_rounded(),
+                           .decays = Tensor(Spec(Dtype::kU8, {blocks}), decays_.data()),
+                           .gradient_norm = findings().gradient_norm,
+                           .rates = Tensor(Spec(Dtype::kF64, {kAdamWRates}), rates_->data()),
+                           .beta1 = config_.betas[0],
+                           .beta2 = config_.betas[1],
+                           .eps = config_.eps,
+                           .grad_clip = config_.grad_clip,
+                           .gradient_scale = 1.0 / static_cast<double>(micro_batches)};
+  find_norm(parameters_.flat_gradients());
+  std::visit([&](auto& backend) { adamw(backend, update); }, parameters_.exec());
 }
 
 void Optimizer::fail_on_gradient(std::int64_t update, std::int64_t first_not_finite) const {
@@ -126,8 +127,9 @@ void Optimizer::fail_on_gradient(std::int64_t update, std::int64_t first_not_fin
   fail(ErrorKind::kNumerics, "step {}: the gradient's global norm overflowed", update);
 }
 
-std::int64_t Optimizer::planned_bytes(std::int64_t flat_size) {
-  return decay_blocks(flat_size) + 2 * kFindingBytes + global_norm_scratch_bytes(flat_size);
+std::int64_t Optimizer::planned_bytes(const Exec& exec, std::int64_t flat_size) {
+  return decay_blocks(flat_size) + 2 * kFindingBytes + global_norm_scratch_bytes(flat_size) +
+         upload_ring_bytes(exec, kRateSlots, sizeof(AdamWRates));
 }
 
 }  // namespace jiboia

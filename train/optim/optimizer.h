@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "core/upload.h"
 #include "train/config/config.h"
 #include "train/optim/parameter_store.h"
 
@@ -32,11 +33,22 @@ class Optimizer {
   /// The groups as lines for the start of a run.
   std::string describe() const;
 
-  /// One update. The store's gradients are sums over `micro_batches`; the step uses their mean,
-  /// scaled by min(1, grad_clip / (norm + 1e-6)) as in PyTorch's clip_grad_norm_. `update` counts
-  /// from 1. Where the norm is not finite nothing is updated: the host learns of it from the
-  /// findings, which the next step overwrites.
-  Findings step(double lr, std::int64_t update, std::int64_t micro_batches);
+  /// Brings what is particular to update `update`, from 1, to where the exec computes: for the next
+  /// apply(). Errors: Cuda.
+  void set_rates(double lr, std::int64_t update);
+  /// One update with the rates that were set, always the same work. The store's gradients are sums
+  /// over `micro_batches`; the step uses their mean, scaled by min(1, grad_clip / (norm + 1e-6)) as
+  /// in PyTorch's clip_grad_norm_. Where the norm is not finite nothing is updated: the host learns
+  /// of it from the findings().
+  void apply(std::int64_t micro_batches);
+  /// Of the last apply(), until the next one; always at the same addresses.
+  Findings findings() const;
+  /// set_rates() and apply().
+  Findings step(double lr, std::int64_t update, std::int64_t micro_batches) {
+    set_rates(lr, update);
+    apply(micro_batches);
+    return findings();
+  }
 
   /// Whether masters and second moments are finite. Waits for the exec.
   bool values_are_finite();
@@ -45,16 +57,18 @@ class Optimizer {
   /// gradients' first bad element.
   [[noreturn]] void fail_on_gradient(std::int64_t update, std::int64_t first_not_finite) const;
 
-  /// Bytes that it takes where the exec computes, beside the store's.
-  static std::int64_t planned_bytes(std::int64_t flat_size);
+  /// Bytes that it takes where `exec` computes, beside the store's.
+  static std::int64_t planned_bytes(const Exec& exec, std::int64_t flat_size);
 
  private:
-  Findings norm_of(const Tensor& flat);
+  static constexpr int kRateSlots = 3;
+  void find_norm(const Tensor& flat);
 
   OptimConfig config_;
   ParameterStore& parameters_;
   std::vector<Group> groups_;
   Buffer decays_, findings_, scratch_;
+  std::unique_ptr<UploadRing> rates_;
 };
 
 }  // namespace jiboia

@@ -9,6 +9,7 @@
 
 #include "core/cuda/check.cuh"
 #include "core/cuda/cuda_exec.h"
+#include "tests/cuda_emulator/capture.h"
 #include "tests/cuda_emulator/device_functions.h"
 
 /// Stands in for core/cuda/launch.cuh in a build with JIBOIA_CUDA=EMULATED: the same interface, but
@@ -21,10 +22,11 @@ struct Launch {
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
 };
 
-/// Runs kernel(args...) and returns when it is done; does nothing when the grid is empty.
-/// Errors: Cuda when a GPU would refuse the launch.
+/// Runs kernel(args...) and returns when it is done, or keeps the launch for the graph that is
+/// being captured; does nothing when the grid is empty. Errors: Cuda when a GPU would refuse the
+/// launch.
 template <class... Params, class... Args>
-void launch(CUstream_st*, const Where& where, void (*kernel)(Params...), const Launch& shape,
+void launch(CUstream_st* stream, const Where& where, void (*kernel)(Params...), const Launch& shape,
             Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   struct Call {
@@ -32,19 +34,21 @@ void launch(CUstream_st*, const Where& where, void (*kernel)(Params...), const L
     std::tuple<Params...> params;
   };
   const Call call{kernel, std::tuple<Params...>(static_cast<Params>(std::forward<Args>(args))...)};
-  check(emulated::run_kernel({.grid = shape.grid,
-                              .block = shape.block,
-                              .shared_bytes = shape.shared_bytes,
-                              .name = where.name,
-                              .file = where.location.file_name(),
-                              .line = where.location.line(),
-                              .call =
-                                  [](const void* context) {
-                                    const auto& of = *static_cast<const Call*>(context);
-                                    std::apply(of.kernel, of.params);
-                                  },
-                              .context = &call}),
-        where);
+  const auto run = [call, where, shape] {
+    return emulated::run_kernel({.grid = shape.grid,
+                                 .block = shape.block,
+                                 .shared_bytes = shape.shared_bytes,
+                                 .name = where.name,
+                                 .file = where.location.file_name(),
+                                 .line = where.location.line(),
+                                 .call =
+                                     [](const void* context) {
+                                       const auto& of = *static_cast<const Call*>(context);
+                                       std::apply(of.kernel, of.params);
+                                     },
+                                 .context = &call});
+  };
+  check(emulated::ask(stream, run), where);
 }
 
 /// The same, on the stream of `gpu`.
