@@ -5,8 +5,8 @@ Needs PyPI's torch, transformers and mambapy (use_mambapy=True is the fastest th
 
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install torch transformers mambapy
     cmake -S . -B build-bench -G Ninja -DJIBOIA_NATIVE=ON -DJIBOIA_BENCH=ON -DJIBOIA_TESTS=OFF
-    cmake --build build-bench --target step_bench
-    /tmp/peer/bin/python scripts/bench_cpu_peer.py build-bench/bin/step_bench
+    cmake --build build-bench --target bench_step
+    /tmp/peer/bin/python scripts/bench_cpu_peer.py build-bench/bin/bench_step
 """
 
 import argparse
@@ -43,13 +43,14 @@ def time_ours(arguments):
     """One run of our benchmark: (seconds of a step, its table by op)."""
     shape = ["--hidden-size", arguments.hidden_size, "--layers", arguments.layers, "--vocab-size",
              arguments.vocab_size, "--rows", arguments.rows, "--seq-len", arguments.seq_len, "--steps", 5]
-    text = subprocess.run([arguments.step_bench, *map(str, shape), "--device", "cpu"], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run([arguments.bench_step, *map(str, shape), "--device", "cpu", "--profile"], check=True,
+                          capture_output=True, text=True).stdout
     return float(re.search(r"step ([\d.]+) ms", text)[1]) / 1e3, text
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step_bench", help="path of our benchmark program")
+    parser.add_argument("bench_step", help="path of our benchmark program")
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocab-size", type=int, default=8192)

@@ -1,6 +1,7 @@
 #include "tests/bench/bench_tensors.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/half.h"
 #include "core/rng.h"
@@ -19,6 +20,7 @@ Tensor elements_of(const Tensor& tensor, std::int64_t first, std::int64_t count)
 
 void store(void* to, Dtype dtype, std::int64_t i, double value) {
   switch (dtype) {
+    case Dtype::kF64: static_cast<double*>(to)[i] = value; return;
     case Dtype::kF32: static_cast<float*>(to)[i] = static_cast<float>(value); return;
     case Dtype::kBf16:
       static_cast<std::uint16_t*>(to)[i] = bf16_from_float(static_cast<float>(value));
@@ -32,7 +34,7 @@ void store(void* to, Dtype dtype, std::int64_t i, double value) {
 }  // namespace
 
 BenchTensors::BenchTensors(Exec& exec)
-    : exec_(exec), staging_(allocate_staging(exec, kPeriod * 4, "values of benchmarks")) {
+    : exec_(exec), staging_(allocate_staging(exec, kPeriod * 8, "values of benchmarks")) {
   const Philox random(1, RandomPurpose::kTest);
   for (std::int64_t i = 0; i < kPeriod; ++i) {
     normals_.push_back(random.normal(static_cast<std::uint64_t>(i)));
@@ -94,6 +96,20 @@ void BenchTensors::clear() {
   gradients_.clear();
   allocations_.clear();
   drawn_ = 0;
+}
+
+Tensor first_a_log(BenchTensors& tensors, const Spec& spec) {
+  const std::int64_t states = spec.columns();
+  return tensors.filled(
+      spec, [&](std::int64_t i) { return std::log(static_cast<double>(i % states + 1)); });
+}
+
+Tensor first_dt_bias(BenchTensors& tensors, const Spec& spec) {
+  const Philox random(3, RandomPurpose::kTest);
+  return tensors.filled(spec, [&](std::int64_t i) {
+    const double dt = std::pow(10, random.uniform(static_cast<std::uint64_t>(i)) * 2 - 3);
+    return dt + std::log(-std::expm1(-dt));  // the inverse of softplus
+  });
 }
 
 Tensor columns_of(const Tensor& tensor, std::int64_t begin, std::int64_t count) {

@@ -18,7 +18,7 @@ class BenchTensors {
 
   Exec& exec() { return exec_; }
   Tensor zeros(const Spec& spec);
-  /// Element i becomes value(i % kPeriod). `spec` is contiguous, f32, bf16, i32 or u8.
+  /// Element i becomes value(i % kPeriod). `spec` is contiguous, f64, f32, bf16, i32 or u8.
   Tensor filled(const Spec& spec, const std::function<double(std::int64_t)>& value);
   /// Normally distributed.
   Tensor normal(const Spec& spec, double deviation = 1);
@@ -41,6 +41,11 @@ class BenchTensors {
   std::map<const void*, Tensor> gradients_;  ///< by the address of the whole value
   std::int64_t drawn_ = 0;
 };
+
+/// a_log (D, N) as models begin with it: ln(1), ..., ln(N) along every row.
+Tensor first_a_log(BenchTensors& tensors, const Spec& spec);
+/// dt_bias (D) likewise: softplus of it is log-uniform in [0.001, 0.1].
+Tensor first_dt_bias(BenchTensors& tensors, const Spec& spec);
 
 /// Columns [begin, begin + count) of every row.
 Tensor columns_of(const Tensor& tensor, std::int64_t begin, std::int64_t count);

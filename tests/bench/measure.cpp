@@ -1,7 +1,6 @@
 #include "tests/bench/measure.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "core/event.h"
 #include "kernels/global_norm/global_norm.h"
@@ -9,6 +8,11 @@
 #include "tests/bench/op_launches.h"
 
 namespace jiboia::bench {
+
+Times times_of(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+}
 
 Stopwatch::Stopwatch(Exec& exec, const Repetition& repetition)
     : exec_(exec), repetition_(repetition) {
@@ -45,8 +49,7 @@ Times Stopwatch::time(const std::function<void()>& run) {
   wait(exec_);
   std::vector<double> seconds;
   for (std::size_t i = 0; i < repeats; ++i) seconds.push_back(ends[i].seconds_since(begins[i]));
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds[repeats / 2], seconds.front(), seconds.back()};
+  return times_of(std::move(seconds));
 }
 
 Ceilings measure_ceilings(Exec& exec, Stopwatch& stopwatch, std::int64_t bytes, Dtype matrices,

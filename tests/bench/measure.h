@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "core/memory.h"
 
@@ -10,6 +11,8 @@ namespace jiboia::bench {
 struct Times {
   double median = 0, min = 0, max = 0;
 };
+/// Of at least one run.
+Times times_of(std::vector<double> seconds);
 
 struct Repetition {
   int warmup = 5, repeats = 20;

@@ -139,27 +139,18 @@ void CaseList::add_scan(const ModelShape& shape) {
        .prepare = [=, setting = setting_](BenchTensors& tensors) {
          const Tensor xz = tensors.normal(Spec(setting.activation, {B, L, 2 * D}));
          const Tensor dt_b_c = tensors.normal(Spec(setting.activation, {B, L, R + 2 * N}));
-         const Philox random(3, RandomPurpose::kTest);
-         const Tensor dt_bias = tensors.filled(Spec(setting.full, {D}), [&](std::int64_t i) {
-           const double dt =
-               std::pow(10, random.uniform(static_cast<std::uint64_t>(i)) * 2 - 3);  // 0.001 to 0.1
-           return dt + std::log(-std::expm1(-dt));  // the inverse of softplus
-         });
          return launches_of<SelectiveScan>(
-             tensors,
-             {.in = {.u = tensors.normal(Spec(setting.activation, {B, L, D})),
-                     .dt = tensors.normal(Spec(setting.activation, {B, L, D}), 0.5),
-                     .a_log = tensors.filled(
-                         Spec(setting.full, {D, N}),
-                         [&](std::int64_t i) { return std::log(static_cast<double>(i % N + 1)); }),
-                     .b = columns_of(dt_b_c, R, N),
-                     .c = columns_of(dt_b_c, R + N, N),
-                     .d_skip =
-                         tensors.filled(Spec(setting.full, {D}), [](std::int64_t) { return 1.0; }),
-                     .z = columns_of(xz, D, D),
-                     .dt_bias = dt_bias,
-                     .document_start = setting.document_start(tensors, shape)},
-              .used = {.y = true}});
+             tensors, {.in = {.u = tensors.normal(Spec(setting.activation, {B, L, D})),
+                              .dt = tensors.normal(Spec(setting.activation, {B, L, D}), 0.5),
+                              .a_log = first_a_log(tensors, Spec(setting.full, {D, N})),
+                              .b = columns_of(dt_b_c, R, N),
+                              .c = columns_of(dt_b_c, R + N, N),
+                              .d_skip = tensors.filled(Spec(setting.full, {D}),
+                                                       [](std::int64_t) { return 1.0; }),
+                              .z = columns_of(xz, D, D),
+                              .dt_bias = first_dt_bias(tensors, Spec(setting.full, {D})),
+                              .document_start = setting.document_start(tensors, shape)},
+                       .used = {.y = true}});
        }});
 }
 
