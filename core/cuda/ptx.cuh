@@ -57,6 +57,35 @@ __device__ inline float tanh_approx(float x) {
 #endif
 }
 
+/// Writes kWords words where `present`, past the caches as far as that goes: nobody reads them
+/// soon. `to` is aligned for all of them.
+template <int kWords>
+__device__ inline void store_streaming(void* to, const unsigned (&words)[kWords], bool present) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+#ifdef __CUDA_ARCH__
+  // By predicate, since a branch would part what is computed before it from what comes behind.
+  const int store = present;
+  if constexpr (kWords == 4) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};}" ::
+            "l"(to),
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(store)
+        : "memory");
+  } else if constexpr (kWords == 2) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.cs.v2.b32 [%0], {%1, %2};}" ::"l"(to),
+        "r"(words[0]), "r"(words[1]), "r"(store)
+        : "memory");
+  } else {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.cs.b32 [%0], %1;}" ::"l"(to),
+                 "r"(words[0]), "r"(store)
+                 : "memory");
+  }
+#else
+  if (present) std::memcpy(to, words, sizeof words);
+#endif
+}
+
 /// Starts to copy kBytes from global to shared memory, both aligned to kBytes; or to fill with
 /// zeros there where the source is not `present`, which is not read then. Other threads see the
 /// copy after this one's async_copies_wait() and a barrier.
@@ -95,6 +124,24 @@ template <int kGroups>
 __device__ inline void async_copies_wait() {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+/// Writes what other blocks read by load_acquire(): these then see all that was written before.
+__device__ inline void store_release(int* to, int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+#else
+  *to = value;
+#endif
+}
+__device__ inline int load_acquire(const int* from) {
+#ifdef __CUDA_ARCH__
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+#else
+  return *from;
 #endif
 }
 

@@ -1,4 +1,5 @@
 #include "kernels/selective_scan/selective_scan_cuda.cuh"
+#include "kernels/selective_scan/selective_scan_tiles.h"
 
 namespace jiboia {
 namespace {
@@ -215,6 +216,9 @@ void SelectiveScan::forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& arg
     return tensor ? tensor.as<float>() : static_cast<float*>(nullptr);
   };
   const std::int64_t B = args.in.u.shape[0];
+  if (args.out.states.dtype == Dtype::kBf16) {  // infer() has chosen the fast kernels
+    return scan_tiles::forward(gpu, args, scan_tiles::lanes_for(B, args.in.u.shape[2]));
+  }
   cuda::visit_stored(args.in.u.dtype, [&]<class T>() {
     const Operands<T> in(args.in);
     const Results<T> out{.y = Rows<T>(args.out.y),

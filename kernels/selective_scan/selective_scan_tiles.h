@@ -36,4 +36,14 @@ constexpr std::int64_t place_in_tile(std::int64_t channel, std::int64_t state) {
   return (k * 32 + 4 * g + q) * kLineSize + channel % 2 * 4 + state % 4;
 }
 
+/// How the lanes of a warp share the work: states a lane, of so many channels. Wide lanes do more
+/// with each operand that they read, narrow ones are more warps.
+enum class Lanes { kFourByFour, kTwoByEight, kTwoByFour, kOneByFour, kOneByTwo };
+/// The best for such a scan, whatever the GPU.
+Lanes lanes_for(std::int64_t B, std::int64_t D);
+
+/// SelectiveScan::forward() where uses_tiles(), with `lanes`. Errors: Unsupported when u, dt or z
+/// are not aligned to 8 bytes.
+void forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& args, Lanes lanes);
+
 }  // namespace jiboia::scan_tiles
