@@ -1,4 +1,5 @@
 #include "kernels/column_sums.cuh"
+#include "kernels/selective_scan/selective_scan_backward_tiles.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.cuh"
 
 namespace jiboia {
@@ -396,12 +397,18 @@ __global__ void __launch_bounds__(kThreads, 4) scan_backward(Operands<T> in, Gra
 }  // namespace
 
 std::int64_t SelectiveScan::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
-                                          const Attrs&) {
+                                          const Attrs& attrs) {
   if (pass == Pass::kForward) return 0;
+  if (scan_tiles::uses_tiles(in, attrs)) return scan_tiles::backward_tiles_scratch_bytes(in);
   return Partials::bytes(in.u.shape[0], in.u.shape[1], in.u.shape[2], in.a_log.shape[1]);
 }
 
 void SelectiveScan::backward(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args) {
+  const auto spec_of = [](const Tensor& tensor) -> Spec { return tensor; };
+  if (scan_tiles::uses_tiles(map_fields<Spec, In<Spec>, Tensor>(args.in, spec_of), args.attrs)) {
+    scan_tiles::backward_tiles(gpu, args);
+    return;
+  }
   const std::int64_t B = args.in.u.shape[0], L = args.in.u.shape[1], D = args.in.u.shape[2];
   const Partials partials(ScratchReader(args.scratch), B, L, D, args.in.a_log.shape[1]);
   cuda::visit_stored(args.in.u.dtype, [&]<class T>() {

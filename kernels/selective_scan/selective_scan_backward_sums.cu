@@ -1,0 +1,95 @@
+#include "kernels/selective_scan/selective_scan_backward_tiles.cuh"
+
+namespace jiboia::scan_tiles {
+namespace {
+
+constexpr int kThreads = 256;
+/// Values of a row of grad_b and grad_c that a thread adds up.
+constexpr int kVector = 4;
+constexpr int kRowVectors = kRowStates / kVector;
+
+/// Where the sums go; null where nobody wants them.
+struct Sums {
+  cuda::GradRows<bf16> b, c;
+  float *a_log, *d_skip, *dt_bias;
+  unsigned row_blocks;  ///< that sum grad_b and grad_c
+};
+
+/// Element `column` of row (batch, t) of grad_b and grad_c side by side, kVector of them.
+__device__ void sum_row(const BackwardTiles& pass, const Sums& to, std::int64_t batch,
+                        std::int64_t t, int column) {
+  const bool is_b = column < static_cast<int>(kStates);
+  const cuda::GradRows<bf16>& rows = is_b ? to.b : to.c;
+  if (!rows.data) return;
+  const std::int64_t steps = pass.schedule.periods * kPeriod, block = pass.B * steps * kRowStates;
+  const float* from = pass.partials.b_c + (batch * steps + t) * kRowStates + column;
+  float4 sum = __ldcs(reinterpret_cast<const float4*>(from));
+#pragma unroll 8
+  for (std::int64_t i = 1; i < pass.schedule.blocks; ++i) {
+    const float4 part = __ldcs(reinterpret_cast<const float4*>(from + i * block));
+    sum.x += part.x;
+    sum.y += part.y;
+    sum.z += part.z;
+    sum.w += part.w;
+  }
+  // One by one: slices of x_proj's output may begin anywhere.
+  bf16* element = rows[batch * pass.L + t] + column % static_cast<int>(kStates);
+  cuda::put(rows.mode, element[0], sum.x);
+  cuda::put(rows.mode, element[1], sum.y);
+  cuda::put(rows.mode, element[2], sum.z);
+  cuda::put(rows.mode, element[3], sum.w);
+}
+
+/// to[i] += the sum over pieces and batch rows of element `i` of arrays of `size` elements.
+__device__ void sum_pieces(const BackwardTiles& pass, const float* from, std::int64_t size,
+                           std::int64_t i, float* to) {
+  if (!to) return;
+  const auto count = static_cast<int>(pass.partials.pieces) * pass.B;
+  float sum = 0;
+#pragma unroll 8
+  for (int k = 0; k < count; ++k) sum += from[k * size + i];
+  to[i] += sum;
+}
+
+/// Grid (row_blocks + blocks for the parameters), block kThreads. Memory bound: grad_b and grad_c
+/// are read once for each block of channels.
+__global__ void __launch_bounds__(kThreads)
+    sum_tiles_kernel(const __grid_constant__ BackwardTiles pass, Sums to) {
+  const std::int64_t D = pass.D;
+  if (blockIdx.x < to.row_blocks) {
+    const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+    const auto row = static_cast<unsigned>(i / kRowVectors), L = static_cast<unsigned>(pass.L);
+    if (row >= static_cast<unsigned>(pass.B) * L) return;
+    sum_row(pass, to, row / L, row % L, static_cast<int>(i % kRowVectors) * kVector);
+    return;
+  }
+  std::int64_t i = std::int64_t{blockIdx.x - to.row_blocks} * kThreads + threadIdx.x;
+  if (i < D * kStates) {
+    sum_pieces(pass, pass.partials.a_log, D * kStates, i, to.a_log);
+  } else if (i -= D * kStates; i < D) {
+    sum_pieces(pass, pass.partials.d_skip, D, i, to.d_skip);
+  } else if (i -= D; i < D) {
+    sum_pieces(pass, pass.partials.dt_bias, D, i, to.dt_bias);
+  }
+}
+
+}  // namespace
+
+void sum_tiles(CudaExec& gpu, const BackwardTiles& pass, const SelectiveScan::In<Grad>& to) {
+  const auto sums_of = [](const Grad& grad) { return grad ? grad.as<float>() : nullptr; };
+  const std::int64_t rows = std::int64_t{pass.B} * pass.L;
+  const auto row_blocks = static_cast<unsigned>(ceil_div(rows * kRowVectors, kThreads));
+  const std::int64_t parameters = std::int64_t{pass.D} * (kStates + 2);
+  cuda::launch(gpu, SelectiveScan::kName, sum_tiles_kernel,
+               {.grid = dim3(row_blocks + static_cast<unsigned>(ceil_div(parameters, kThreads))),
+                .block = dim3(kThreads)},
+               pass,
+               Sums{.b = cuda::GradRows<bf16>(to.b),
+                    .c = cuda::GradRows<bf16>(to.c),
+                    .a_log = sums_of(to.a_log),
+                    .d_skip = sums_of(to.d_skip),
+                    .dt_bias = sums_of(to.dt_bias),
+                    .row_blocks = row_blocks});
+}
+
+}  // namespace jiboia::scan_tiles
