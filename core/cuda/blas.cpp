@@ -1,152 +1,47 @@
 #include "core/cuda/blas.h"
 
-#include <cublasLt.h>
-
-#include <algorithm>
-#include <array>
-#include <bit>
-#include <map>
 #include <optional>
-#include <source_location>
-#include <span>
+#include <unordered_map>
 
+#include "core/cuda/blas_plan.cuh"
+#include "core/cuda/check.cuh"
 #include "core/cuda/plain_product.h"
-#include "core/error.h"
 #include "core/log.h"
 
 namespace jiboia::cuda {
 namespace {
 
-void check_blas(cublasStatus_t status, const char* op, const MatrixProduct* product = nullptr,
-                std::source_location line = std::source_location::current()) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  fail(ErrorKind::kCuda, "{} ({}:{}): cuBLASLt {} failed{}{}: {} ({})", op, line.file_name(),
-       line.line(), cublasLtGetVersion(), product ? " at " : "",
-       product ? to_string(*product) : std::string(), cublasLtGetStatusString(status),
-       cublasLtGetStatusName(status));
-}
+constexpr const char* kWho = "matrix products";
 
-/// Owns a handle of the library.
-template <auto kDestroy>
-struct Destroyer {
-  template <class T>
-  void operator()(T* handle) const {
-    kDestroy(handle);
-  }
-};
-template <class Handle, auto kDestroy>
-using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroyer<kDestroy>>;
-using Library = Owned<cublasLtHandle_t, cublasLtDestroy>;
-using Description = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
-using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
-
-/// Everything that decides how a matrix is read; alignment in bytes, a power of two up to 256.
-struct MatrixKey {
-  explicit MatrixKey(const DeviceMatrix& m)
-      : stored_rows(m.transposed ? m.columns : m.rows),
-        stored_columns(m.transposed ? m.rows : m.columns),
-        // The library refuses a stride smaller than a row even where there is one row.
-        row_stride(std::max(m.row_stride, stored_columns)),
-        alignment(1u << std::min(8, std::countr_zero(reinterpret_cast<std::uintptr_t>(m.data)))),
-        dtype(m.dtype),
-        transposed(m.transposed) {}
-  auto operator<=>(const MatrixKey&) const = default;
-
-  std::int64_t stored_rows, stored_columns, row_stride;
-  std::uint32_t alignment;
-  Dtype dtype;
-  bool transposed;
-};
-
-/// Products of equal keys take the same algorithm; whether they add changes nothing.
-struct ProductKey {
-  explicit ProductKey(const MatrixProduct& product)
-      : to(product.to), left(product.left), right(product.right) {}
-  auto operator<=>(const ProductKey&) const = default;
-
-  MatrixKey to, left, right;
-};
-
-/// A product as the library sees it: its matrices are column-major, which makes ours their
-/// transposes, and so to^T = right^T left^T is computed.
-struct Plan {
-  Description description;
-  Layout to, left, right;
-  /// None: the library has nothing for these strides or alignments.
-  std::optional<cublasLtMatmulAlgo_t> algorithm;
-};
-
-cudaDataType_t type_of(Dtype dtype) { return dtype == Dtype::kBf16 ? CUDA_R_16BF : CUDA_R_32F; }
-
-Layout layout_of(const MatrixKey& matrix, const char* op, const MatrixProduct& product) {
-  cublasLtMatrixLayout_t layout = nullptr;
-  check_blas(cublasLtMatrixLayoutCreate(
-                 &layout, type_of(matrix.dtype), static_cast<std::uint64_t>(matrix.stored_columns),
-                 static_cast<std::uint64_t>(matrix.stored_rows), matrix.row_stride),
-             op, &product);
-  return Layout(layout);
-}
-
-Description description_of(const ProductKey& key, const char* op, const MatrixProduct& product) {
-  cublasLtMatmulDesc_t handle = nullptr;
-  check_blas(cublasLtMatmulDescCreate(&handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), op, &product);
-  Description description(handle);
-  const auto set_transposed = [&](cublasLtMatmulDescAttributes_t attribute, bool transposed) {
-    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check_blas(cublasLtMatmulDescSetAttribute(handle, attribute, &operation, sizeof(operation)), op,
-               &product);
-  };
-  set_transposed(CUBLASLT_MATMUL_DESC_TRANSA, key.right.transposed);
-  set_transposed(CUBLASLT_MATMUL_DESC_TRANSB, key.left.transposed);
-  return description;
-}
-
-/// Partial sums are added by a step of its own, if at all: whoever adds them into the result as
-/// they come, adds them in another order each time, or rounds them before.
-bool has_fixed_order(const cublasLtMatmulAlgo_t& algorithm) {
-  std::uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
-  const cublasStatus_t status = cublasLtMatmulAlgoConfigGetAttribute(
-      &algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof(scheme), nullptr);
-  return status == CUBLAS_STATUS_SUCCESS && (scheme == CUBLASLT_REDUCTION_SCHEME_NONE ||
-                                             scheme == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-}
-
-/// The algorithm of a product, the same on every run with the same GPU and library: the library's
-/// first suggestion. The one place where algorithms are chosen.
-std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t library, const Plan& plan,
-                                                     const ProductKey& key, const char* op,
-                                                     const MatrixProduct& product) {
-  cublasLtMatmulPreference_t handle = nullptr;
-  check_blas(cublasLtMatmulPreferenceCreate(&handle), op, &product);
-  const Preference preference(handle);
-  const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-    check_blas(cublasLtMatmulPreferenceSetAttribute(handle, attribute, &value, sizeof(value)), op,
-               &product);
-  };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{Blas::kWorkspaceBytes});
-  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-      std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.right.alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.left.alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.to.alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.to.alignment);
-
-  std::array<cublasLtMatmulHeuristicResult_t, 8> found{};
-  int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      library, plan.description.get(), plan.right.get(), plan.left.get(), plan.to.get(),
-      plan.to.get(), handle, static_cast<int>(found.size()), found.data(), &count);
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return std::nullopt;
-  check_blas(status, op, &product);
-  for (const auto& result : std::span(found).first(static_cast<std::size_t>(count))) {
-    if (result.state == CUBLAS_STATUS_SUCCESS &&
-        result.workspaceSize <= static_cast<std::size_t>(Blas::kWorkspaceBytes) &&
-        has_fixed_order(result.algo)) {
-      return result.algo;
+struct HashKey {
+  std::size_t operator()(const ProductKey& key) const {
+    std::uint64_t hash = 0;
+    const auto mix = [&](auto value) {
+      hash = (hash ^ static_cast<std::uint64_t>(value)) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 32;
+    };
+    for (const MatrixKey* m : {&key.to, &key.left, &key.right}) {
+      mix(m->stored_rows);
+      mix(m->stored_columns);
+      mix(m->row_stride);
+      mix(m->alignment << 8 | static_cast<unsigned>(m->dtype) << 1 | unsigned{m->transposed});
     }
+    return static_cast<std::size_t>(hash);
   }
-  return std::nullopt;
+};
+
+struct PlannedProduct {
+  ProductPlan plan;
+  /// None: the library has nothing for these strides or alignments.
+  std::optional<ProductPlan::Algorithm> algorithm;
+};
+
+std::string name_of_gpu() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  check(cudaGetDevice(&device), kWho);
+  check(cudaGetDeviceProperties(&properties, device), kWho);
+  return properties.name;
 }
 
 }  // namespace
@@ -154,35 +49,62 @@ std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t library, c
 struct Blas::State {
   CUstream_st* stream;
   std::byte* workspace;
-  Library library;
-  std::map<ProductKey, Plan> plans;
+  Library library = make_library();
+  std::string gpu = name_of_gpu();
+  std::unordered_map<ProductKey, PlannedProduct, HashKey> products{};
+  bool told_that_table_is_stale = false;
 
-  const Plan& plan_for(const char* op, const MatrixProduct& product) {
+  /// The algorithm of a product, the same on every run with the same GPU and library: the table's,
+  /// or else the library's first suggestion. The one place where algorithms are chosen.
+  std::optional<ProductPlan::Algorithm> choose_algorithm(const char* op, const ProductPlan& plan) {
+    const std::string name = product_name(plan.product());
+    const TunedProduct* tuned = find_tuned(tuned_products(), gpu, cublasLtGetVersion(), name);
+    if (tuned) {
+      const auto algorithm =
+          plan.algorithm_of(library.get(), Blas::kWorkspaceBytes, tuned->algorithm);
+      if (algorithm) return algorithm;
+    }
+    if (!told_that_table_is_stale && (tuned || is_tuned_for_other_library(name))) {
+      told_that_table_is_stale = true;
+      log::info(
+          "{}: core/cuda/blas_table.inc {}, so cuBLASLt {} chooses algorithms itself; "
+          "tune_products brings the table up to date",
+          kWho,
+          tuned ? fmt::format("names an algorithm that is refused for {}", name)
+                : "was measured with another version",
+          cublasLtGetVersion());
+    }
+    const auto suggestions = plan.suggestions(op, library.get(), Blas::kWorkspaceBytes, 8);
+    if (suggestions.empty()) return std::nullopt;
+    return suggestions.front();
+  }
+
+  bool is_tuned_for_other_library(const std::string& name) const {
+    for (const TunedProduct& entry : tuned_products()) {
+      if (entry.gpu == gpu && entry.product == name) return true;
+    }
+    return false;
+  }
+
+  const PlannedProduct& planned(const char* op, const MatrixProduct& product) {
     const ProductKey key(product);
-    const auto known = plans.find(key);
-    if (known != plans.end()) return known->second;
-    Plan plan{.description = description_of(key, op, product),
-              .to = layout_of(key.to, op, product),
-              .left = layout_of(key.left, op, product),
-              .right = layout_of(key.right, op, product),
-              .algorithm = {}};
-    plan.algorithm = choose_algorithm(library.get(), plan, key, op, product);
-    if (!plan.algorithm) {
+    const auto known = products.find(key);
+    if (known != products.end()) return known->second;
+    ProductPlan plan(op, product);
+    const auto algorithm = choose_algorithm(op, plan);
+    if (!algorithm) {
       log::warning(
           "{}: cuBLASLt {} has no algorithm for {} with row strides {}, {} -> {}; a much slower "
           "kernel computes this product. Widths that are multiples of 8 avoid that",
           op, cublasLtGetVersion(), to_string(product), product.left.row_stride,
           product.right.row_stride, product.to.row_stride);
     }
-    return plans.emplace(key, std::move(plan)).first->second;
+    return products.emplace(key, PlannedProduct{std::move(plan), algorithm}).first->second;
   }
 };
 
-Blas::Blas(CUstream_st* stream, std::byte* workspace) {
-  cublasLtHandle_t library = nullptr;
-  check_blas(cublasLtCreate(&library), "matrix products");
-  state_ = std::make_unique<State>(State{stream, workspace, Library(library), {}});
-}
+Blas::Blas(CUstream_st* stream, std::byte* workspace)
+    : state_(new State{.stream = stream, .workspace = workspace}) {}
 
 Blas::~Blas() = default;
 
@@ -191,15 +113,17 @@ void Blas::multiply(const char* op, const MatrixProduct& product) {
   const auto& [to, left, right, mode] = product;
   if (to.rows == 0 || to.columns == 0) return;
   if (left.columns == 0) return multiply_plainly(state_->stream, op, product);
-  const Plan& plan = state_->plan_for(op, product);
-  if (!plan.algorithm) return multiply_plainly(state_->stream, op, product);
-  const float alpha = 1, beta = mode == GradMode::kAdd ? 1 : 0;
-  check_blas(
-      cublasLtMatmul(state_->library.get(), plan.description.get(), &alpha, right.data,
-                     plan.right.get(), left.data, plan.left.get(), &beta, to.data, plan.to.get(),
-                     to.data, plan.to.get(), &*plan.algorithm, state_->workspace,
-                     static_cast<std::size_t>(kWorkspaceBytes), state_->stream),
-      op, &product);
+  const auto& [plan, algorithm] = state_->planned(op, product);
+  if (!algorithm) return multiply_plainly(state_->stream, op, product);
+  check_blas(plan.run(state_->library.get(), *algorithm, product, state_->workspace,
+                      kWorkspaceBytes, state_->stream),
+             op, &product);
+}
+
+std::vector<MatrixProduct> Blas::products() const {
+  std::vector<MatrixProduct> all;
+  for (const auto& [key, planned] : state_->products) all.push_back(planned.plan.product());
+  return all;
 }
 
 }  // namespace jiboia::cuda

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/op.h"
@@ -48,6 +49,10 @@ class Blas {
 
   /// `op` names who asks, for errors. Errors: Internal when shapes or dtypes disagree; Cuda.
   void multiply(const char* op, const MatrixProduct& product);
+
+  /// One product of each kind (shapes, strides, dtypes, alignments) that was asked for so far and
+  /// that the library may compute, in no order. Their matrices may be gone.
+  std::vector<MatrixProduct> products() const;
 
  private:
   struct State;

@@ -1,6 +1,9 @@
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
 #include "core/cuda/blas.h"
+#include "core/cuda/blas_table.h"
 #include "core/cuda/plain_product.h"
 #include "tests/support/device_tensor.h"
 
@@ -207,6 +210,22 @@ TEST(BlasCuda, KeepsNotANumberToItsRowAndColumn) {
       }
     }
   }
+}
+
+TEST(BlasCuda, KnowsTheKindsOfProductsThatItWasAskedFor) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  const auto has = [](const cuda::MatrixProduct& wanted) {
+    const auto products = gpu().blas().products();
+    return std::ranges::count(products, product_name(wanted), cuda::product_name);
+  };
+  const ProductCase product{.left = {24, 56}, .right = {56, 88, true}, .to = {24, 88}};
+  TestTensor left = product.left.tensor(Dtype::kBf16), right = product.right.tensor(Dtype::kBf16);
+  TestTensor to = product.to.tensor(Dtype::kF32);
+  const cuda::MatrixProduct wanted{.to = product.to.on_gpu(Tensor(to.spec(), nullptr)),
+                                   .left = product.left.on_gpu(Tensor(left.spec(), nullptr)),
+                                   .right = product.right.on_gpu(Tensor(right.spec(), nullptr))};
+  for (int i = 0; i < 2; ++i) product_of(by_library, product, left, right, to);
+  EXPECT_EQ(has(wanted), 1);
 }
 
 void expect_refused(const cuda::MatrixProduct& product, const std::string& words) {

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "core/cuda/blas.h"
+#include "core/cuda/blas_table.h"
 #include "core/half.h"
 #include "tests/cuda_emulator/capture.h"
 #include "tests/cuda_emulator/gpu_memory.h"
@@ -73,13 +75,21 @@ void compute(const char* op, const MatrixProduct& product) {
 
 struct Blas::State {
   CUstream_st* stream;
+  std::map<std::string, MatrixProduct> products{};  // by name
 };
 
 Blas::Blas(CUstream_st* stream, std::byte*) : state_(new State{stream}) {}
 Blas::~Blas() = default;
 
+std::vector<MatrixProduct> Blas::products() const {
+  std::vector<MatrixProduct> all;
+  for (const auto& [name, product] : state_->products) all.push_back(product);
+  return all;
+}
+
 void Blas::multiply(const char* op, const MatrixProduct& product) {
   require_product(op, product);
+  if (product.left.columns > 0) state_->products.emplace(product_name(product), product);
   emulated::ask(state_->stream, [=] {
     compute(op, product);
     return cudaSuccess;
