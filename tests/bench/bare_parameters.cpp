@@ -43,7 +43,8 @@ ParameterStore::Plan BareParameters::plan(std::span<const ParameterSpec> specs,
   ParameterStore::Plan plan;
   for (const ParameterSpec& spec : specs) {
     plan.parameter_count += spec.shape.size();
-    plan.values += compute_spec(spec, Dtype::kF32, activations).bytes();
+    const Spec compute = compute_spec(spec, Dtype::kF32, activations);
+    (compute.dtype == Dtype::kF32 ? plan.values : plan.rounded) += compute.bytes();
     plan.gradients += spec.shape.size() * size_of(kGradient);
   }
   return plan;
