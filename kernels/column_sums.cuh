@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <initializer_list>
 #include <span>
 
 #include "core/cuda/kernel.cuh"
@@ -11,51 +12,111 @@ namespace jiboia::cuda {
 /// Threads of a block.
 inline constexpr int kSumThreads = 512;
 
-/// The sum over threadIdx.y, in order, in the threads with threadIdx.y = 0. To be called once, by
-/// all kSumThreads threads of the block; 2 KiB of shared memory.
+/// The sum over threadIdx.y, of which there are a power of two, as a tree, in the threads with
+/// threadIdx.y = 0. To be called once, by all kSumThreads threads of the block; 2 KiB of shared
+/// memory.
 __device__ inline float sum_over_lanes(float value) {
   __shared__ float values[kSumThreads];
-  values[threadIdx.y * blockDim.x + threadIdx.x] = value;
+  float* mine = values + threadIdx.y * blockDim.x + threadIdx.x;
+  *mine = value;
   __syncthreads();
-  if (threadIdx.y != 0) return 0;
-  for (unsigned lane = 1; lane < blockDim.y; ++lane) {
-    value += values[lane * blockDim.x + threadIdx.x];
+  for (unsigned lanes = blockDim.y / 2; lanes > 0; lanes /= 2) {
+    if (threadIdx.y < lanes) *mine = value += mine[lanes * blockDim.x];
+    __syncthreads();
   }
   return value;
 }
 
-/// to[i] (+)= sum over tiles of partials[tile][i], i over `size` elements in rows of `columns`.
-/// Block (x elements, y tile lanes) of kSumThreads threads, grid ceil(size / x), 2 KiB of shared
-/// memory: lane y adds the tiles y, y + lanes, ..., then the lanes are added in order. Memory
-/// bound.
+/// Partial sums over tiles, (tiles, elements of `to`) of fp32 in GPU memory, and where their sums
+/// go, which may be a slice of columns. Skipped where `to` is absent.
+struct PartialSums {
+  const float* partials;
+  Grad to;
+};
+
+/// PartialSums as kernels read them.
+template <class T>
+struct PartialRows {
+  PartialRows() = default;
+  explicit PartialRows(const PartialSums& sums)
+      : partials(sums.partials), size(sums.to.size()), columns(sums.to.columns()), to(sums.to) {}
+
+  const float* partials = nullptr;
+  std::int64_t size = 0, columns = 1;
+  GradRows<T> to;
+};
+inline constexpr int kMaxPartialSums = 4;
+template <class T>
+struct AllPartialRows {
+  PartialRows<T> at[kMaxPartialSums];
+};
+
+/// to[i] (+)= sum over tiles of partials[tile][i], i over the elements of `to`.
+/// Block (x elements, y tile lanes) of kSumThreads threads, grid (ceil(most elements / x), sums),
+/// 2 KiB of shared memory: lane y adds the tiles y, y + lanes, ..., then the lanes are added.
+/// Memory bound; limited by latency where there are few elements.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
-    sum_partials_kernel(const float* __restrict__ partials, std::int64_t tiles, std::int64_t size,
-                        std::int64_t columns, GradRows<T> to) {
+    sum_partials_kernel(const AllPartialRows<T> all, std::int64_t tiles) {
+  constexpr int kAhead = 8;  // loads that are under way at a time
+  const PartialRows<T>& sums = all.at[blockIdx.y];
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i - threadIdx.x >= sums.size) return;  // the whole block
   float sum = 0;
-  if (i < size) {
-    for (std::int64_t tile = threadIdx.y; tile < tiles; tile += blockDim.y) {
-      sum += partials[tile * size + i];
+  for (std::int64_t first = threadIdx.y; first < tiles; first += kAhead * blockDim.y) {
+    float ahead[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const std::int64_t tile = first + k * blockDim.y;
+      ahead[k] = tile < tiles && i < sums.size ? sums.partials[tile * sums.size + i] : 0;
     }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum += ahead[k];
   }
   sum = sum_over_lanes(sum);
-  if (threadIdx.y == 0 && i < size) put(to.mode, to[i / columns][i % columns], sum);
+  if (threadIdx.y == 0 && i < sums.size) {
+    put(sums.to.mode, sums.to[i / sums.columns][i % sums.columns], sum);
+  }
 }
 
-/// to (+)= sum over tiles of partials, an array (tiles, elements of `to`) of fp32 in GPU memory.
-/// `to` may be a slice of columns. Asynchronous. Errors: Unsupported unless `to` is f32 or bf16.
+/// Adds up to kMaxPartialSums partial sums over the same tiles, at once. Asynchronous.
+/// Errors: Unsupported unless every present `to` is f32, or every one bf16.
+inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
+                         std::initializer_list<PartialSums> all) {
+  require(all.size() <= kMaxPartialSums, ErrorKind::kInternal, "{}: {} partial sums at once",
+          where.name, all.size());
+  Dtype dtype = Dtype::kF32;
+  std::int64_t size = 0;
+  unsigned count = 0;
+  for (const PartialSums& sums : all) {
+    if (!sums.to) continue;
+    require(count == 0 || sums.to.dtype == dtype, ErrorKind::kUnsupported,
+            "{}: sums of {} and {} at once", where.name, to_string(dtype),
+            to_string(sums.to.dtype));
+    dtype = sums.to.dtype;
+    size = std::max(size, sums.to.size());
+    ++count;
+  }
+  // Enough lanes that each has all of its tiles under way at once.
+  unsigned lanes = 1;
+  while (lanes < 64 && lanes * 4 < tiles) lanes *= 2;
+  const unsigned width = kSumThreads / lanes;
+  visit_stored(dtype, [&]<class T>() {
+    AllPartialRows<T> rows;
+    count = 0;
+    for (const PartialSums& sums : all) {
+      if (sums.to) rows.at[count++] = PartialRows<T>(sums);
+    }
+    launch(gpu, where, sum_partials_kernel<T>,
+           {.grid = dim3(static_cast<unsigned>(ceil_div(size, width)), count),
+            .block = dim3(width, lanes)},
+           rows, tiles);
+  });
+}
+/// The same for one.
 inline void sum_partials(CudaExec& gpu, const Where& where, const float* partials,
                          std::int64_t tiles, const Grad& to) {
-  unsigned lanes = 1;
-  while (lanes < 16 && lanes < tiles) lanes *= 2;
-  const unsigned width = kSumThreads / lanes;
-  visit_stored(to.dtype, [&]<class T>() {
-    launch(gpu, where, sum_partials_kernel<T>,
-           {.grid = dim3(static_cast<unsigned>(ceil_div(to.size(), width))),
-            .block = dim3(width, lanes)},
-           partials, tiles, to.size(), to.columns(), GradRows<T>(to));
-  });
+  sum_partials(gpu, where, tiles, {{partials, to}});
 }
 
 /// How the rows of a sum are cut into tiles: at least 64 rows each, at most 256 tiles.
@@ -69,7 +130,7 @@ struct RowTiles {
 
 /// partials[tile][column] = sum of `from` over the tile's rows.
 /// Block (32 columns, 16 row lanes), grid (ceil(columns / 32), tiles), 2 KiB of shared memory: a
-/// lane adds every 16th row, then the lanes are added in order. Memory bound.
+/// lane adds every 16th row, then the lanes are added. Memory bound.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     sum_rows_kernel(Rows<const T> from, std::int64_t columns, RowTiles cut,
@@ -80,6 +141,7 @@ __global__ void __launch_bounds__(kSumThreads)
       begin + cut.rows_per_tile < cut.rows ? begin + cut.rows_per_tile : cut.rows;
   float sum = 0;
   if (column < columns) {
+#pragma unroll 4
     for (std::int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
       sum += to_float(from[row][column]);
     }

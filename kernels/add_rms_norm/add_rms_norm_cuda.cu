@@ -9,42 +9,74 @@ using cuda::bf16;
 using cuda::GradRows;
 using cuda::Rows;
 
-constexpr int kWidth = 4;         ///< elements of a vector
-constexpr int kHeld = 8;          ///< vectors of a row that a thread keeps in registers
-constexpr int kMaxThreads = 512;  ///< of a block
+constexpr int kWidth = 4;  ///< elements of a vector
 constexpr int kUsualThreads = 128;
-constexpr std::int64_t kMaxTiles = 512;
+constexpr int kMaxWarps = 16;  ///< of a row
+// Tiles of the sum over rows: as many blocks as a large GPU runs at once.
+constexpr std::int64_t kMaxTiles = 528;
 
 // Multiplications and additions that belong together are written as fmaf(): left to the compiler,
 // their bits could change with whether a gradient is wanted.
 
-/// How rows meet threads. Rows of whole vectors that fit into registers: threads (x) share a row,
-/// rows (y) share a block. Other rows: one block a row, elements read again where they are needed.
-struct Geometry {
-  Geometry(std::int64_t row_count, std::int64_t columns, bool vectors)
-      : rows(row_count), E(columns) {
-    while (threads < kMaxThreads && threads * kHeld * kWidth < E) threads *= 2;
-    held = vectors && threads * kHeld * kWidth >= E;
-    if (!held) threads = kUsualThreads;
-    lanes = held && threads < kUsualThreads ? kUsualThreads / threads : 1;
-    // Tiles of the sum over rows: about as many as a large GPU runs at once.
-    rows_per_tile = ceil_div(ceil_div(rows, kMaxTiles), lanes) * lanes;
-    tiles = rows > 0 ? ceil_div(rows, rows_per_tile) : 0;
-  }
-  dim3 block() const { return dim3(static_cast<unsigned>(threads), static_cast<unsigned>(lanes)); }
+/// How a row of whole vectors lies in registers: kThreadCount threads (x) share a row, each has
+/// every kThreadCount-th of its vectors, at most kHeldVectors; short rows (y) share a block.
+template <int kThreadCount, int kHeldVectors>
+struct Layout {
+  static constexpr int kThreads = kThreadCount, kHeld = kHeldVectors;
+  static constexpr int kColumns = kThreads * kHeld * kWidth;
+  static constexpr int kLanes = kThreads < kUsualThreads ? kUsualThreads / kThreads : 1;
+  static constexpr int kBlock = kThreads * kLanes;
+  static dim3 block() { return dim3(kThreads, kLanes); }
+  /// Blocks that the registers of a multiprocessor are to suffice for.
+  static constexpr int kBlocks = kBlock > kUsualThreads ? 1 : kHeld > 6 ? 3 : 4;
 
-  std::int64_t rows, E;
-  std::int64_t threads = 32, lanes = 1;
-  std::int64_t rows_per_tile = 1, tiles = 0;
-  bool held = false;
+  /// Calls visit(i, column) for each vector that this thread has of a row of E elements.
+  template <class Visit>
+  static __device__ void for_each(int E, Visit visit) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int column = (i * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
+      if (column < E) visit(i, column);
+    }
+  }
+};
+/// Of rows that are not whole vectors, or too long for registers: one block a row, elements read
+/// again where they are needed.
+struct AnyLayout {
+  static constexpr int kThreads = kUsualThreads, kHeld = 0, kLanes = 1;
+  static dim3 block() { return dim3(kThreads); }
 };
 
-/// Sum over the blockDim.x threads that share a row, the same bits in each. To be called by all
+/// Sum over the kThreads threads that share a row, the same bits in each. To be called by all
 /// threads of the block.
+template <int kThreads>
 __device__ float row_sum(float value) {
-  __shared__ float sums[kMaxThreads / 32];
-  if (blockDim.x > 32) __syncthreads();  // after the reads of the call before
+  __shared__ float sums[kMaxWarps];
+  if constexpr (kThreads > 32) __syncthreads();  // after the reads of the call before
   return cuda::over_row(value, cuda::Sum(), sums);
+}
+
+/// Calls visitor.template operator()<L>() with the layout for rows of E elements.
+template <class Visitor>
+void visit_layout(std::int64_t E, bool vectors, Visitor visitor) {
+  if (vectors && E <= Layout<32, 3>::kColumns) {
+    visitor.template operator()<Layout<32, 3>>();
+  } else if (vectors && E <= Layout<32, 6>::kColumns) {
+    visitor.template operator()<Layout<32, 6>>();
+  } else if (vectors && E <= Layout<32, 8>::kColumns) {
+    visitor.template operator()<Layout<32, 8>>();
+  } else if (vectors && E <= Layout<128, 8>::kColumns) {
+    visitor.template operator()<Layout<128, 8>>();
+  } else if (vectors && E <= Layout<512, 8>::kColumns) {
+    visitor.template operator()<Layout<512, 8>>();
+  } else {
+    visitor.template operator()<AnyLayout>();
+  }
+}
+
+/// Tiles of the sum over rows, at most: each has at least a row.
+std::int64_t tile_count(std::int64_t rows, int lanes) {
+  return std::min(kMaxTiles, ceil_div(rows, lanes));
 }
 
 template <class T>
@@ -74,46 +106,38 @@ struct Forward {
   float eps;
 };
 
-/// Block (threads of a row, rows), grid over rows; 64 bytes of shared memory. The row is in
+/// Block (L::kThreads, L::kLanes), grid over rows; 64 bytes of shared memory. The row is in
 /// registers: one read and one write of every tensor. Memory bound.
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads) forward_held(const Forward<T> at) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+template <class T, class L>
+__global__ void __launch_bounds__(L::kBlock) forward_held(const Forward<T> at) {
+  const std::int64_t row = std::int64_t{blockIdx.x} * L::kLanes + threadIdx.y;
   const bool there = row < at.rows;
-  const auto column = [](int i) { return (i * blockDim.x + threadIdx.x) * kWidth; };
-  float x[kHeld][kWidth];
+  const int E = there ? static_cast<int>(at.E) : 0;
+  float x[L::kHeld][kWidth];
+  L::for_each(E, [&](int i, int column) { cuda::load(at.residual[row] + column, x[i]); });
+  if (at.update.data) {
+    L::for_each(E, [&](int i, int column) {
+      float update[kWidth];
+      cuda::load(at.update[row] + column, update);
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (there && column(i) < at.E) cuda::load(at.residual[row] + column(i), x[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (!there || !at.update.data || column(i) >= at.E) continue;
-    float update[kWidth];
-    cuda::load(at.update[row] + column(i), update);
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) x[i][k] += update[k];
+      for (int k = 0; k < kWidth; ++k) x[i][k] += update[k];
+    });
   }
   float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (!there || column(i) >= at.E) continue;
-    if (at.sum.data) cuda::store(x[i], at.sum[row] + column(i));
+  L::for_each(E, [&](int i, int column) {
+    if (at.sum.data) cuda::store(x[i], at.sum[row] + column);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) squares = fmaf(x[i][k], x[i][k], squares);
-  }
-  const float rstd = at.rstd_of(row_sum(squares));
-  if (!there) return;
-  if (threadIdx.x == 0) at.rstd[row] = rstd;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (column(i) >= at.E) continue;
+  });
+  const float rstd = at.rstd_of(row_sum<L::kThreads>(squares));
+  if (there && threadIdx.x == 0) at.rstd[row] = rstd;
+  L::for_each(E, [&](int i, int column) {
     float weight[kWidth], normed[kWidth];
-    cuda::load(at.weight + column(i), weight);
+    cuda::load(at.weight + column, weight);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) normed[k] = weight[k] * (x[i][k] * rstd);
-    cuda::store(normed, at.normed[row] + column(i));
-  }
+    cuda::store(normed, at.normed[row] + column);
+  });
 }
 
 /// Block kUsualThreads, one a row; 64 bytes of shared memory. For rows that are not whole vectors,
@@ -131,7 +155,7 @@ __global__ void __launch_bounds__(kUsualThreads) forward_any(const Forward<T> at
     }
     squares = fmaf(x, x, squares);
   }
-  const float rstd = at.rstd_of(row_sum(squares));
+  const float rstd = at.rstd_of(row_sum<kUsualThreads>(squares));
   if (threadIdx.x == 0) at.rstd[row] = rstd;
   // Each thread reads again what it wrote itself.
   const float* x = at.update.data ? at.sum[row] : residual;
@@ -142,7 +166,7 @@ __global__ void __launch_bounds__(kUsualThreads) forward_any(const Forward<T> at
 
 template <class T>
 struct Backward {
-  Backward(const BackwardArgs<AddRmsNorm>& args, const Geometry& cut, float* partials)
+  Backward(const BackwardArgs<AddRmsNorm>& args, std::int64_t tile_count, float* partials)
       : x(args.in.update ? args.out.sum : args.in.residual),
         weight(args.in.weight.as<float>()),
         rstd(args.out.rstd.as<float>()),
@@ -151,15 +175,13 @@ struct Backward {
         grad_residual(args.grad_in.residual),
         grad_update(args.grad_in.update),
         weight_partials(args.grad_in.weight ? partials : nullptr),
-        rows(cut.rows),
-        E(cut.E),
-        rows_per_tile(cut.rows_per_tile) {}
+        rows(args.in.residual.rows()),
+        E(args.in.residual.columns()),
+        tiles(tile_count) {}
 
   /// The first row of this block's tile, and the first behind it.
-  __device__ std::int64_t begin() const { return blockIdx.x * rows_per_tile; }
-  __device__ std::int64_t end() const {
-    return begin() + rows_per_tile < rows ? begin() + rows_per_tile : rows;
-  }
+  __device__ std::int64_t begin() const { return blockIdx.x * rows / tiles; }
+  __device__ std::int64_t end() const { return (blockIdx.x + 1) * rows / tiles; }
 
   Rows<const float> x;
   const float *weight, *rstd;
@@ -168,86 +190,85 @@ struct Backward {
   GradRows<float> grad_residual;
   GradRows<T> grad_update;
   float* weight_partials;  ///< (tiles, E), null when not wanted
-  std::int64_t rows, E, rows_per_tile;
+  std::int64_t rows, E, tiles;
 };
 
-/// Block (threads of a row, rows), grid over tiles of rows: the block walks its tile, each thread
-/// adds up its columns' grad_weight. The row is in registers: one read and one write of every
-/// tensor. Shared memory: 64 bytes, and E floats for each of several rows. Memory bound.
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads) backward_held(const Backward<T> at) {
-  const auto column = [](int i) { return (i * blockDim.x + threadIdx.x) * kWidth; };
-  float weight_sums[kHeld][kWidth] = {};
-  for (std::int64_t first = at.begin(); first < at.end(); first += blockDim.y) {
-    const std::int64_t row = first + threadIdx.y;
-    const bool there = row < at.end();
-    float xhat[kHeld][kWidth], a[kHeld][kWidth];  // a: grad_normed, then weight * grad_normed
-    float rstd = 0, mean = 0;
+/// What the backward pass reads of a row: all of it is asked for at once.
+template <class T, class L>
+struct BackwardRow {
+  __device__ BackwardRow(const Backward<T>& at, std::int64_t row) {
+    const int E = static_cast<int>(at.E);
     if (at.grad_normed.data) {
-      if (there) rstd = at.rstd[row];
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (!there || column(i) >= at.E) continue;
-        cuda::load(at.x[row] + column(i), xhat[i]);
-        cuda::load(at.grad_normed[row] + column(i), a[i]);
-      }
-      float dot = 0;
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        if (!there || column(i) >= at.E) continue;
-        float weight[kWidth];
-        cuda::load(at.weight + column(i), weight);
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          xhat[i][k] *= rstd;
-          weight_sums[i][k] = fmaf(a[i][k], xhat[i][k], weight_sums[i][k]);
-          a[i][k] *= weight[k];
-          dot = fmaf(a[i][k], xhat[i][k], dot);
-        }
-      }
-      mean = row_sum(dot) / static_cast<float>(at.E);
+      rstd = at.rstd[row];
+      L::for_each(E, [&](int i, int column) { cuda::load(at.x[row] + column, x[i]); });
+      L::for_each(E, [&](int i, int column) {
+        normed[i] = *reinterpret_cast<const cuda::Vector<T, kWidth>*>(at.grad_normed[row] + column);
+      });
     }
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (!there || column(i) >= at.E) continue;
-      float grad[kWidth] = {};
-      if (at.grad_sum.data) cuda::load(at.grad_sum[row] + column(i), grad);
-      if (at.grad_normed.data) {
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k)
-          grad[k] = fmaf(rstd, fmaf(-xhat[i][k], mean, a[i][k]), grad[k]);
-      }
-      if (at.grad_residual.data) {
-        cuda::put(at.grad_residual.mode, at.grad_residual[row] + column(i), grad);
-      }
-      if (at.grad_update.data) {
-        cuda::put(at.grad_update.mode, at.grad_update[row] + column(i), grad);
-      }
+    if (at.grad_sum.data) {
+      L::for_each(E, [&](int i, int column) { cuda::load(at.grad_sum[row] + column, sum[i]); });
     }
+  }
+
+  float x[L::kHeld][kWidth] = {};
+  cuda::Vector<T, kWidth> normed[L::kHeld] = {};  ///< its gradient
+  float sum[L::kHeld][kWidth] = {};               ///< its gradient
+  float rstd = 0;
+};
+
+/// Block (L::kThreads, L::kLanes), grid over tiles of rows: the block walks its tile, each thread
+/// adds up its columns' grad_weight. The row is in registers: one read and one write of every
+/// tensor. Shared memory: 64 bytes, and L::kColumns floats for each lane. Memory bound.
+template <class T, class L>
+__global__ void __launch_bounds__(L::kBlock, L::kBlocks) backward_held(const Backward<T> at) {
+  static_assert(L::kThreads == 32 || L::kLanes == 1, "barriers are for all lanes");
+  const int E = static_cast<int>(at.E);
+  float weight_sums[L::kHeld][kWidth] = {};
+  for (std::int64_t row = at.begin() + threadIdx.y; row < at.end(); row += L::kLanes) {
+    BackwardRow<T, L> in(at, row);
+    float grad[L::kHeld][kWidth] = {};  // weight * grad_normed, then of the row
+    float dot = 0;
+    L::for_each(E, [&](int i, int column) {
+      float weight[kWidth];
+      cuda::load(at.weight + column, weight);
+      cuda::unpack<T>(in.normed[i], grad[i]);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        in.x[i][k] *= in.rstd;
+        weight_sums[i][k] = fmaf(grad[i][k], in.x[i][k], weight_sums[i][k]);
+        grad[i][k] *= weight[k];
+        dot = fmaf(grad[i][k], in.x[i][k], dot);
+      }
+    });
+    const float mean = row_sum<L::kThreads>(dot) / static_cast<float>(E);
+    L::for_each(E, [&](int i, int) {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        grad[i][k] = fmaf(in.rstd, fmaf(-in.x[i][k], mean, grad[i][k]), in.sum[i][k]);
+      }
+    });
+    const auto put = [&](const auto& to) {
+      if (!to.data) return;
+      L::for_each(E, [&](int i, int column) { cuda::put(to.mode, to[row] + column, grad[i]); });
+    };
+    put(at.grad_residual);
+    put(at.grad_update);
   }
   if (!at.weight_partials) return;
   float* partials = at.weight_partials + blockIdx.x * at.E;
-  if (blockDim.y > 1) {
-    auto* sums = reinterpret_cast<float*>(cuda::dynamic_shared());  // (rows of the block, E)
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (column(i) < at.E) cuda::store(weight_sums[i], sums + threadIdx.y * at.E + column(i));
-    }
+  if constexpr (L::kLanes == 1) {
+    L::for_each(E, [&](int i, int column) { cuda::store(weight_sums[i], partials + column); });
+  } else {
+    __shared__ float lanes[L::kLanes][L::kColumns];
+    L::for_each(
+        E, [&](int i, int column) { cuda::store(weight_sums[i], lanes[threadIdx.y] + column); });
     __syncthreads();
-    if (threadIdx.y != 0) return;
+    for (int i = static_cast<int>(threadIdx.y * L::kThreads + threadIdx.x); i < E; i += L::kBlock) {
+      float sum = lanes[0][i];
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      for (unsigned lane = 1; lane < blockDim.y && column(i) < at.E; ++lane) {
-        float other[kWidth];
-        cuda::load(sums + lane * at.E + column(i), other);
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) weight_sums[i][k] += other[k];
-      }
+      for (int lane = 1; lane < L::kLanes; ++lane) sum += lanes[lane][i];
+      partials[i] = sum;
     }
-  }
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (column(i) < at.E) cuda::store(weight_sums[i], partials + column(i));
   }
 }
 
@@ -267,7 +288,7 @@ __global__ void __launch_bounds__(kUsualThreads) backward_any(const Backward<T> 
         dot = fmaf(at.weight[i] * grad, xhat, dot);
         if (partials) partials[i] = fmaf(grad, xhat, row == at.begin() ? 0 : partials[i]);
       }
-      mean = row_sum(dot) / static_cast<float>(at.E);
+      mean = row_sum<kUsualThreads>(dot) / static_cast<float>(at.E);
     } else if (partials && row == at.begin()) {
       for (std::int64_t i = threadIdx.x; i < at.E; i += kUsualThreads) partials[i] = 0;
     }
@@ -290,11 +311,10 @@ __global__ void __launch_bounds__(kUsualThreads) backward_any(const Backward<T> 
 std::int64_t AddRmsNorm::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
                                        const Attrs&) {
   if (pass == Pass::kForward) return 0;
-  const std::int64_t rows = in.residual.rows(), E = in.residual.columns();
-  // Whether the memory takes vectors shows later only; without them there are no fewer tiles.
-  const std::int64_t tiles =
-      std::max(Geometry(rows, E, true).tiles, Geometry(rows, E, false).tiles);
-  return static_cast<std::int64_t>(ScratchReader::padded_bytes<float>(tiles * E));
+  // Whether the memory takes vectors, and so the number of lanes, shows later only.
+  const std::int64_t tiles = tile_count(in.residual.rows(), 1);
+  return static_cast<std::int64_t>(
+      ScratchReader::padded_bytes<float>(tiles * in.residual.columns()));
 }
 
 void AddRmsNorm::forward(CudaExec& gpu, const ForwardArgs<AddRmsNorm>& args) {
@@ -303,36 +323,42 @@ void AddRmsNorm::forward(CudaExec& gpu, const ForwardArgs<AddRmsNorm>& args) {
   for (const Tensor& tensor : {in.residual, in.update, in.weight, out.sum, out.normed}) {
     vectors = vectors && cuda::takes_vectors<kWidth>(tensor);
   }
-  const Geometry cut(in.residual.rows(), in.residual.columns(), vectors);
+  const std::int64_t rows = in.residual.rows(), E = in.residual.columns();
   cuda::visit_stored(out.normed.dtype, [&]<class T>() {
-    const auto blocks = static_cast<unsigned>(ceil_div(cut.rows, cut.lanes));
-    cuda::launch(gpu, kName, cut.held ? forward_held<T> : forward_any<T>,
-                 {.grid = dim3(blocks), .block = cut.block()}, Forward<T>(args));
+    visit_layout(E, vectors, [&]<class L>() {
+      auto* kernel = forward_any<T>;
+      if constexpr (L::kHeld > 0) kernel = forward_held<T, L>;
+      cuda::launch(
+          gpu, kName, kernel,
+          {.grid = dim3(static_cast<unsigned>(ceil_div(rows, L::kLanes))), .block = L::block()},
+          Forward<T>(args));
+    });
   });
 }
 
 void AddRmsNorm::backward(CudaExec& gpu, const BackwardArgs<AddRmsNorm>& args) {
   const auto& [in, out, attrs, grad_out, grad_in, scratch] = args;
   const Tensor& x = in.update ? out.sum : in.residual;
-  float* partials = nullptr;
   bool vectors = true;
   for (const Tensor& tensor : {x, in.weight, grad_out.sum, grad_out.normed,
                                Tensor(grad_in.residual), Tensor(grad_in.update)}) {
     vectors = vectors && cuda::takes_vectors<kWidth>(tensor);
   }
-  const Geometry cut(x.rows(), x.columns(), vectors);
-  if (grad_in.weight) partials = ScratchReader(scratch).take<float>(cut.tiles * cut.E);
   const Dtype activation =
       attrs.activations == Activations::kBf16 ? Dtype::kBf16 : in.residual.dtype;
   cuda::visit_stored(activation, [&]<class T>() {
-    const std::size_t shared = cut.lanes > 1 ? cut.lanes * cut.E * sizeof(float) : 0;
-    cuda::launch(gpu, kName, cut.held ? backward_held<T> : backward_any<T>,
-                 {.grid = dim3(static_cast<unsigned>(cut.tiles)),
-                  .block = cut.block(),
-                  .shared_bytes = shared},
-                 Backward<T>(args, cut, partials));
+    visit_layout(x.columns(), vectors, [&]<class L>() {
+      const std::int64_t tiles = tile_count(x.rows(), L::kLanes);
+      float* partials = nullptr;
+      if (grad_in.weight) partials = ScratchReader(scratch).take<float>(tiles * x.columns());
+      auto* kernel = backward_any<T>;
+      if constexpr (L::kHeld > 0) kernel = backward_held<T, L>;
+      cuda::launch(gpu, kName, kernel,
+                   {.grid = dim3(static_cast<unsigned>(tiles)), .block = L::block()},
+                   Backward<T>(args, tiles, partials));
+      cuda::sum_partials(gpu, kName, partials, tiles, grad_in.weight);
+    });
   });
-  if (grad_in.weight) cuda::sum_partials(gpu, kName, partials, cut.tiles, grad_in.weight);
 }
 
 }  // namespace jiboia

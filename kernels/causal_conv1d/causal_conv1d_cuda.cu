@@ -78,15 +78,25 @@ __global__ void __launch_bounds__(kThreads)
   if (partials.bias) partials.bias[i] = bias_sum;
 }
 
-/// Whether the kernels of runs take these tensors.
-bool takes_pairs(std::int64_t W, std::initializer_list<Tensor> tensors) {
-  bool pairs = W >= 2 && W <= kMaxTaps;
-  for (const Tensor& tensor : tensors) pairs = pairs && cuda::takes_vectors<kPair>(tensor);
-  return pairs;
+/// Whether the kernels of runs take these tensors, kWidth channels a thread.
+template <int kWidth>
+bool takes_runs(const CausalConv1d::In<>& in, std::initializer_list<Tensor> others) {
+  const std::int64_t W = in.weight.columns();
+  bool takes = W >= 2 && W <= kMaxTaps && in.x.shape[1] <= kMaxSteps;
+  takes = takes && cuda::aligned(in.weight.data, sizeof(cuda::Vector<float, 4>));
+  for (const Tensor& tensor : {in.x, in.history}) {
+    takes = takes && cuda::takes_vectors<kWidth>(tensor);
+  }
+  for (const Tensor& tensor : others) takes = takes && cuda::takes_vectors<kWidth>(tensor);
+  return takes;
 }
 
-/// What a thread of backward_runs walks behind its run.
-std::int64_t steps_behind(std::int64_t W) { return W <= kMaxTaps ? W - 1 : 0; }
+/// How the backward pass of these tensors is cut.
+Cut cut_backward(const Spec& x) {
+  constexpr int kWidth = BackwardPlan<float>::kWidth;
+  static_assert(kWidth == BackwardPlan<cuda::bf16>::kWidth);
+  return Cut(x.shape[0], x.shape[1], x.shape[2], kWidth);
+}
 
 /// Calls visitor.template operator()<kTaps>() with kTaps = W, which is 2, 3 or 4.
 template <class Visitor>
@@ -105,26 +115,26 @@ dim3 grid_of_elements(std::int64_t elements) {
 std::int64_t CausalConv1d::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
                                          const Attrs&) {
   if (pass == Pass::kForward) return 0;
-  const std::int64_t D = in.x.shape[2], W = in.weight.shape[1];
-  const Cut cut(in.x.shape[0], in.x.shape[1], D, steps_behind(W));
-  return static_cast<std::int64_t>(ScratchReader::padded_bytes<float>(cut.tiles * D * W) +
-                                   ScratchReader::padded_bytes<float>(cut.tiles * D));
+  const std::int64_t tiles = cut_backward(in.x).tiles;
+  return static_cast<std::int64_t>(ScratchReader::padded_bytes<float>(tiles * in.weight.size()) +
+                                   ScratchReader::padded_bytes<float>(tiles * in.x.columns()));
 }
 
 void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args) {
   const In<>& in = args.in;
   cuda::visit_stored(in.x.dtype, [&]<class T>() {
+    using P = ForwardPlan<T>;
     const Operands<T> at(in);
     const Rows<T> u(args.out.u);
-    if (!takes_pairs(at.W, {in.x, in.history, args.out.u})) {
+    if (!takes_runs<P::kWidth>(in, {args.out.u})) {
       cuda::launch(gpu, kName, forward_any<T>,
                    {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at, u);
       return;
     }
-    const Cut cut(at.B, at.L, at.D, 0);
+    const Cut cut(at.B, at.L, at.D, P::kWidth);
     visit_taps(at.W, [&]<int kTaps>() {
-      cuda::launch(gpu, kName, forward_runs<T, kTaps>,
-                   {.grid = cut.grid(), .block = dim3(kPairs, kLanes)}, at, cut, u);
+      cuda::launch(gpu, kName, forward_runs<T, kTaps, P>,
+                   {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, u);
     });
   });
 }
@@ -133,18 +143,19 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
   const In<>& in = args.in;
   const Grad &grad_weight = args.grad_in.weight, &grad_bias = args.grad_in.bias;
   cuda::visit_stored(in.x.dtype, [&]<class T>() {
+    using P = BackwardPlan<T>;
     const Operands<T> at(in);
-    const Cut cut(at.B, at.L, at.D, steps_behind(at.W));
+    const Cut cut = cut_backward(in.x);
     const Rows<const T> grad_u(args.grad_out.u);
     const GradRows<T> grad_x(args.grad_in.x);
     ScratchReader scratch(args.scratch);
     Partials partials;
     if (grad_weight) partials.weight = scratch.take<float>(cut.tiles * at.D * at.W);
     if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
-    if (grad_u.data && takes_pairs(at.W, {in.x, in.history, args.grad_out.u, args.grad_in.x})) {
+    if (grad_u.data && takes_runs<P::kWidth>(in, {args.grad_out.u, args.grad_in.x})) {
       visit_taps(at.W, [&]<int kTaps>() {
-        cuda::launch(gpu, kName, backward_runs<T, kTaps>,
-                     {.grid = cut.grid(), .block = dim3(kPairs, kLanes)}, at, cut, grad_u, grad_x,
+        cuda::launch(gpu, kName, backward_runs<T, kTaps, P>,
+                     {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, grad_u, grad_x,
                      partials);
       });
     } else {
@@ -157,8 +168,8 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
                    {.grid = grid_of_elements(cut.tiles * at.D), .block = dim3(kThreads)}, at, cut,
                    grad_u, partials);
     }
-    if (grad_weight) cuda::sum_partials(gpu, kName, partials.weight, cut.tiles, grad_weight);
-    if (grad_bias) cuda::sum_partials(gpu, kName, partials.bias, cut.tiles, grad_bias);
+    cuda::sum_partials(gpu, kName, cut.tiles,
+                       {{partials.weight, grad_weight}, {partials.bias, grad_bias}});
   });
 }
 

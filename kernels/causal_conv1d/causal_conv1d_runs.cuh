@@ -1,4 +1,5 @@
 #pragma once
+#include "core/cuda/ptx.cuh"
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/vectors.cuh"
 
@@ -9,50 +10,61 @@ namespace {
 using cuda::GradRows;
 using cuda::Rows;
 
-constexpr int kPair = 2;    ///< channels of a thread
-constexpr int kPairs = 64;  ///< threads side by side in a block
-constexpr int kLanes = 4;   ///< runs of steps in a block
-constexpr int kThreads = kPairs * kLanes;
-constexpr int kAhead = 8;    ///< steps that a thread loads at once
-constexpr int kMaxTaps = 4;  ///< of the kernels that walk runs
+// Of the kernels that walk runs.
+constexpr int kMaxTaps = 4;
+constexpr std::int64_t kMaxSteps = std::int64_t{1} << 30;
+constexpr int kSide = 32;  ///< threads side by side in a block
+constexpr int kLanes = 4;  ///< runs of steps in a block
+constexpr int kThreads = kSide * kLanes;
+
+/// How a kernel is shaped.
+template <int kChannelsOfThread, int kStepsAtOnce, int kBlocksOfMultiprocessor>
+struct Plan {
+  static constexpr int kWidth = kChannelsOfThread;
+  /// Steps of a chunk: while a thread computes one, the next one is under way.
+  template <int kTaps>
+  static constexpr int kChunk = kStepsAtOnce / kTaps* kTaps;
+  static constexpr int kBlocks = kBlocksOfMultiprocessor;
+};
+template <class T>
+using ForwardPlan = Plan<16 / sizeof(T), 4, 4>;
+template <class T>
+using BackwardPlan = Plan<4, 4, 4>;
 
 /// How the steps of batch rows are cut into runs, one a thread, and tiles, one a block; a block
-/// has some of the channels.
+/// has some of the channels, `width` in a thread.
 struct Cut {
-  /// Of steps behind its run, a thread walks `behind` as well.
-  Cut(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t behind) {
-    // Long walks read few steps twice; shorter ones where the GPU would not be filled.
-    constexpr std::int64_t kEnoughThreads = 1 << 17;
-    std::int64_t walk = 128;
-    while (walk > 2 * kAhead && B * ceil_div(L, walk) * ceil_div(D, kPair) < kEnoughThreads) {
-      walk /= 2;
-    }
-    steps = walk - behind;
+  Cut(std::int64_t B, std::int64_t L, std::int64_t D, int width) {
+    // Long runs read few steps twice; shorter ones where the GPU would not be filled.
+    constexpr std::int64_t kEnoughThreads = 1 << 16;
+    while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, width) < kEnoughThreads) steps /= 2;
     tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
     tiles = B * tiles_per_row;
-    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kPairs * kPair));
+    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * width));
   }
   dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
 
-  std::int64_t steps, tiles;
+  std::int64_t steps = 128, tiles;
   unsigned tiles_per_row, blocks_per_tile;
 };
 
-/// 1 / (1 + e^-s). For bf16 tensors by the fast functions: __expf is off by 2 + 1.2 |s| units in
-/// the last place, at most 1.3e-5 of the result where that is not 0, and bf16 rounds by 3.9e-3.
+/// 1 / (1 + e^-s). For bf16 tensors by the fast functions: e^-s is off by 2 + 1.2 |s| units in the
+/// last place, at most 1.3e-5 of the result where that is not 0, and bf16 rounds by 3.9e-3. Results
+/// below 1.2e-38 become 0.
 template <class T>
 __device__ float sigmoid(float s) {
+  constexpr float kLog2E = 1.44269504088896340736F;
   if constexpr (std::is_same_v<T, float>) {
     return 1.0F / (1.0F + expf(-s));
   } else {
-    return __fdividef(1.0F, 1.0F + __expf(-s));  // 0 where the divisor is infinite
+    return cuda::reciprocal_approx(1.0F + cuda::exp2_approx(-kLog2E * s));
   }
 }
 /// d/ds of s * sigmoid(s).
 template <class T>
 __device__ float silu_slope(float s) {
   const float gate = sigmoid<T>(s);
-  return gate * fmaf(s, 1.0F - gate, 1.0F);
+  return fmaf(gate, fmaf(-s, gate, s), gate);
 }
 
 template <class T>
@@ -68,17 +80,17 @@ struct Operands {
         D(in.x.shape[2]),
         W(in.weight.shape[1]) {}
 
-  /// Where the document of step `t` begins; 0 behind the row.
+  /// Where the document of step `t` begins, 0 when that was before the row; behind the row, that of
+  /// the row's last step.
   __device__ std::int32_t start(std::int64_t batch, std::int64_t t) const {
-    return document_start && t < L ? document_start[batch * L + t] : 0;
+    return document_start ? document_start[batch * L + (t < L ? t : L - 1)] : 0;
   }
   /// How many steps back from step `t` of a batch row count; steps before the row that are not
   /// there are zeros.
   __device__ int reach(std::int64_t batch, std::int64_t t) const {
     const int all = static_cast<int>(W) - 1;
-    if (!document_start) return all;
-    const std::int64_t start = document_start[batch * L + t];
-    return start == 0 || t - start > all ? all : static_cast<int>(t - start);
+    const std::int64_t begin = start(batch, t);
+    return begin == 0 || t - begin > all ? all : static_cast<int>(t - begin);
   }
   /// x at step `t`, which may be one before the row; null for zeros.
   __device__ const T* step(std::int64_t batch, std::int64_t t) const {
@@ -94,126 +106,148 @@ struct Operands {
 
 /// Where a thread of the kernels of runs works.
 struct Place {
-  __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D)
+  __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D, int width)
       : tile(blockIdx.x / cut.blocks_per_tile),
         batch(tile / cut.tiles_per_row),
-        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kPairs + threadIdx.x} * kPair),
-        begin((tile % cut.tiles_per_row * kLanes + threadIdx.y) * cut.steps),
-        end(begin + cut.steps < L ? begin + cut.steps : L),
+        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kSide + threadIdx.x} * width),
+        begin(static_cast<int>((tile % cut.tiles_per_row * kLanes + threadIdx.y) * cut.steps)),
+        end(static_cast<int>(begin + cut.steps < L ? begin + cut.steps : L)),
         there(channel < D && begin < L) {}
 
   unsigned tile, batch;
   std::int64_t channel;
-  std::int64_t begin, end;  ///< steps
+  int begin, end;  ///< steps
   bool there;
 };
 
-/// How a chunk of kAhead steps is walked.
-enum class Walk {
-  kSimple,   ///< all of its steps are there, and no document begins near
-  kCareful,  ///< each is looked at; the same bits
-};
+/// Values of the last kTaps steps in registers, each in the place of that kTaps before it: step t
+/// of a run that begins at `begin` is in [(t - begin) % kTaps].
+template <int kTaps, int kWidth>
+using Ring = float[kTaps][kWidth];
 
-/// Two channels' weights in registers.
-template <int kTaps>
+template <int kTaps, int kWidth>
+__device__ void clear(Ring<kTaps, kWidth>& ring) {
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) {
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) ring[k][c] = 0;
+  }
+}
+
+/// Some channels' weights in registers.
+template <int kTaps, int kWidth>
 struct Taps {
   template <class T>
   __device__ Taps(const Operands<T>& at, std::int64_t channel) {
+    constexpr int kVector = 4;
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) {
-      bias[c] = at.bias ? at.bias[channel + c] : 0;
+    for (int i = 0; i < kTaps * kWidth; i += kVector) {
+      float some[kVector];
+      cuda::load(at.weight + channel * kTaps + i, some);
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) weight[k][c] = at.weight[(channel + c) * kTaps + k];
+      for (int k = 0; k < kVector; ++k) weight[(i + k) % kTaps][(i + k) / kTaps] = some[k];
     }
-  }
-  /// s from the last kTaps inputs, of which `reach` before the last count.
-  __device__ void convolve(const float (*inputs)[kPair], int reach, float (&s)[kPair]) const {
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) s[c] = bias[c];
+    for (int c = 0; c < kWidth; ++c) bias[c] = at.bias ? at.bias[channel + c] : 0;
+  }
+  /// s of the step whose input is in inputs[slot].
+  __device__ void convolve(const Ring<kTaps, kWidth>& inputs, int slot, float (&s)[kWidth]) const {
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) s[c] = bias[c];
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) {
-      if (kTaps - 1 - k > reach) continue;
 #pragma unroll
-      for (int c = 0; c < kPair; ++c) s[c] = fmaf(weight[k][c], inputs[k][c], s[c]);
+      for (int c = 0; c < kWidth; ++c) {
+        s[c] = fmaf(weight[k][c], inputs[(slot + 1 + k) % kTaps][c], s[c]);
+      }
     }
   }
-  float weight[kTaps][kPair], bias[kPair];
+  float weight[kTaps][kWidth], bias[kWidth];
 };
 
-/// The kTaps - 1 inputs before a run.
-template <int kTaps, class T>
-__device__ void load_before(const Operands<T>& at, const Place& place, float (*inputs)[kPair]) {
+/// The kTaps - 1 inputs before a run; zeros for those that do not count.
+template <int kTaps, int kWidth, class T>
+__device__ void load_before(const Operands<T>& at, const Place& place,
+                            Ring<kTaps, kWidth>& inputs) {
+  const std::int32_t start = at.start(place.batch, place.begin);
 #pragma unroll
-  for (int k = 0; k < kTaps - 1; ++k) {
-    const T* from = at.step(place.batch, place.begin - (kTaps - 1) + k);
+  for (int k = 1; k < kTaps; ++k) {
+    const int t = place.begin - kTaps + k;
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) inputs[k][c] = 0;
+    for (int c = 0; c < kWidth; ++c) inputs[k][c] = 0;
+    const T* from = start > 0 && t < start ? nullptr : at.step(place.batch, t);
     if (from) cuda::load(from + place.channel, inputs[k]);
   }
 }
 
-/// Moves the last kCount of kAhead + kCount steps' values to the front.
-template <int kCount>
-__device__ void shift(float (*values)[kPair]) {
+/// A chunk of a tensor's steps in a thread's channels, as it is in memory.
+template <class T, int kWidth, int kChunk>
+struct Chunk {
+  /// Asks for the steps [t, t + kChunk) before `last`, and moves `from` behind them.
+  __device__ void load(const T*& from, std::int64_t stride, int t, int last) {
+    const auto load_step = [&](int j) {
+      words[j] = *reinterpret_cast<const cuda::Vector<T, kWidth>*>(from);
+      from += stride;
+    };
+    if (t + kChunk <= last) {
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) {
+      for (int j = 0; j < kChunk; ++j) load_step(j);
+    } else {
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) values[k][c] = values[kAhead + k][c];
-  }
-}
-
-/// A run of the forward pass.
-template <class T, int kTaps>
-struct ForwardRun {
-  static constexpr int kBefore = kTaps - 1;
-
-  /// Steps [t, t + kAhead), up to the end of the run.
-  template <Walk kWalk>
-  __device__ void chunk(std::int64_t t) {
-    const std::int64_t row = place.batch * at.L + t;
-    const int count = kWalk == Walk::kSimple ? kAhead : static_cast<int>(place.end - t);
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (j < count) cuda::load(at.x[row + j] + place.channel, inputs[kBefore + j]);
+      for (int j = 0; j < kChunk; ++j) {
+        if (t + j < last) load_step(j);
+      }
     }
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (j >= count) continue;
-      float s[kPair];
-      taps.convolve(inputs + j, kWalk == Walk::kSimple ? kBefore : at.reach(place.batch, t + j), s);
-#pragma unroll
-      for (int c = 0; c < kPair; ++c) s[c] *= sigmoid<T>(s[c]);
-      cuda::store(s, u[row + j] + place.channel);
-    }
-    shift<kBefore>(inputs);
   }
+  __device__ void unpack(int j, float (&to)[kWidth]) const { cuda::unpack<T>(words[j], to); }
 
-  const Operands<T>& at;
-  const Place& place;
-  const Rows<T>& u;
-  const Taps<kTaps> taps;
-  float inputs[kBefore + kAhead][kPair];
+  cuda::Vector<T, kWidth> words[kChunk];
 };
 
-/// Block (kPairs, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
-/// walks a run of steps of two channels with the last inputs in registers. Memory bound; in bf16
-/// instruction issue is not far behind.
-template <class T, int kTaps>
-__global__ void __launch_bounds__(kThreads, 3)
+/// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
+/// walks a run of steps of some channels, with the last inputs in registers and a chunk of the next
+/// ones under way. Memory bound.
+template <class T, int kTaps, class P>
+__global__ void __launch_bounds__(kThreads, P::kBlocks)
     forward_runs(const Operands<T> at, const Cut cut, const Rows<T> u) {
-  const Place place(cut, at.L, at.D);
+  constexpr int kWidth = P::kWidth, kChunk = P::template kChunk<kTaps>;
+  const Place place(cut, at.L, at.D, kWidth);
   if (!place.there) return;
-  ForwardRun<T, kTaps> run{at, place, u, Taps<kTaps>(at, place.channel), {}};
-  load_before<kTaps>(at, place, run.inputs);
-  std::int32_t start = at.start(place.batch, place.begin + kAhead - 1);
-  for (std::int64_t t = place.begin; t < place.end; t += kAhead) {
+  const std::int64_t row = place.batch * at.L + place.begin;
+  const T* from = at.x[row] + place.channel;
+  T* to = u[row] + place.channel;
+  Chunk<T, kWidth, kChunk> next;
+  next.load(from, at.x.stride, place.begin, place.end);
+  const Taps<kTaps, kWidth> taps(at, place.channel);
+  Ring<kTaps, kWidth> inputs;
+  load_before(at, place, inputs);
+
+  const auto step = [&](const Chunk<T, kWidth, kChunk>& chunk, int j) {
+    float s[kWidth];
+    chunk.unpack(j, inputs[j % kTaps]);
+    taps.convolve(inputs, j % kTaps, s);
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) s[c] *= sigmoid<T>(s[c]);
+    cuda::store(s, to);
+    to += u.stride;
+  };
+  std::int32_t start = at.start(place.batch, place.begin + kChunk - 1);
+  for (int t = place.begin; t < place.end; t += kChunk) {
     // Documents follow each other: where the last step's one began, the others' did.
-    const bool simple = t + kAhead <= place.end && (start == 0 || start <= t - (kTaps - 1));
-    start = at.start(place.batch, t + 2 * kAhead - 1);  // early, so that no one waits for it
+    const bool simple = t + kChunk <= place.end && (start == 0 || start < t);
+    start = at.start(place.batch, t + 2 * kChunk - 1);  // early, so that no one waits for it
+    const Chunk<T, kWidth, kChunk> chunk = next;
+    next.load(from, at.x.stride, t + kChunk, place.end);
     if (simple) {
-      run.template chunk<Walk::kSimple>(t);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) step(chunk, j);
     } else {
-      run.template chunk<Walk::kCareful>(t);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        if (t + j >= place.end) break;
+        if (t + j > 0 && at.start(place.batch, t + j) == t + j) clear(inputs);
+        step(chunk, j);
+      }
     }
   }
 }
@@ -224,131 +258,148 @@ struct Partials {
   float* bias = nullptr;    ///< (tiles, D)
 };
 
-/// A run of the backward pass.
-template <class T, int kTaps>
+/// What a run of the backward pass carries from step to step.
+template <class T, int kTaps, int kWidth>
 struct BackwardRun {
   static constexpr int kBefore = kTaps - 1;
 
-  /// Steps [t, t + kAhead), up to those behind the run whose gradients reach into it.
-  template <Walk kWalk>
-  __device__ void chunk(std::int64_t t) {
-    constexpr bool kSimple = kWalk == Walk::kSimple;
-    const std::int64_t row = place.batch * at.L + t;
-    // Steps of this chunk that are in the run, in the row, and no further than kBefore behind the
-    // run. In a simple chunk, only the last kBefore may be behind the run.
-    const int in_run = static_cast<int>(place.end - t);
-    const int in_row = kSimple || at.L - t > kAhead ? kAhead : static_cast<int>(at.L - t);
-    const int count = kSimple ? kAhead : in_run + kBefore;
+  /// A step whose input is in inputs[slot], with its gradient of u; `reach` inputs before it count,
+  /// and grad_x of the step kBefore before it is complete thereafter.
+  __device__ void step(int slot, float (&grad)[kWidth], int reach, bool counts) {
+    float s[kWidth];
+    taps.convolve(inputs, slot, s);
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (j >= count || j >= in_row) continue;
-      cuda::load(at.x[row + j] + place.channel, inputs[kBefore + j]);
-      cuda::load(grad_u[row + j] + place.channel, grads[kBefore + j]);
-    }
+    for (int c = 0; c < kWidth; ++c) grad[c] *= silu_slope<T>(s[c]);
+    if (counts) add_to_sums(slot, grad);
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (j >= count) continue;
-      float(&grad)[kPair] = grads[kBefore + j];
-      const int reach = kSimple || j >= in_row ? kBefore : at.reach(place.batch, t + j);
-      if (j < in_row) {
-        float s[kPair];
-        taps.convolve(inputs + j, reach, s);
+    for (int back = 0; back < kTaps; ++back) {
+      if (back > reach) break;
+      float(&to)[kWidth] = grads[(slot + kTaps - back) % kTaps];
 #pragma unroll
-        for (int c = 0; c < kPair; ++c) grad[c] *= silu_slope<T>(s[c]);
-      } else {
-#pragma unroll
-        for (int c = 0; c < kPair; ++c) grad[c] = 0;
+      for (int c = 0; c < kWidth; ++c) {
+        const float weight = taps.weight[kBefore - back][c];
+        to[c] = back == 0 ? weight * grad[c] : fmaf(weight, grad[c], to[c]);
       }
-      if ((kSimple && j < kAhead - kBefore) || j < in_run) add_to_sums(grad, inputs + j, reach);
-      // The input kBefore steps before has now met all that read it.
-      if (j >= kBefore || t > place.begin) put_grad_x<kWalk>(t, j);
     }
-    shift<kBefore>(inputs);
-    shift<kBefore>(grads);
   }
-
-  __device__ void add_to_sums(const float (&grad)[kPair], const float (*read)[kPair], int reach) {
+  __device__ void add_to_sums(int slot, const float (&grad)[kWidth]) {
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) sums[kTaps][c] += grad[c];
+    for (int c = 0; c < kWidth; ++c) sums[kTaps][c] += grad[c];
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) {
-      if (kBefore - k > reach) continue;
 #pragma unroll
-      for (int c = 0; c < kPair; ++c) sums[k][c] = fmaf(grad[c], read[k][c], sums[k][c]);
-    }
-  }
-
-  /// The gradient of x at step t + j - kBefore.
-  template <Walk kWalk>
-  __device__ void put_grad_x(std::int64_t t, int j) {
-    if (kWalk == Walk::kCareful && !grad_x.data) return;
-    const std::int64_t step = t + j - kBefore;
-    float grad[kPair] = {};
-#pragma unroll
-    for (int later = 0; later < kTaps; ++later) {
-      if (kWalk == Walk::kCareful &&
-          (step + later >= at.L || later > at.reach(place.batch, step + later))) {
-        continue;
-      }
-#pragma unroll
-      for (int c = 0; c < kPair; ++c) {
-        grad[c] = fmaf(taps.weight[kBefore - later][c], grads[j + later][c], grad[c]);
+      for (int c = 0; c < kWidth; ++c) {
+        sums[k][c] = fmaf(grad[c], inputs[(slot + 1 + k) % kTaps][c], sums[k][c]);
       }
     }
-    T* to = grad_x[place.batch * at.L + step] + place.channel;
-    cuda::put(kWalk == Walk::kCareful ? grad_x.mode : GradMode::kOverwrite, to, grad);
   }
+  /// grad_x of the step kBefore before the one in `slot`.
+  __device__ const float (&complete(int slot) const)[kWidth] { return grads[(slot + 1) % kTaps]; }
 
-  const Operands<T>& at;
-  const Place& place;
-  const Rows<const T>& grad_u;
-  const GradRows<T>& grad_x;
-  const Taps<kTaps> taps;
-  float (&sums)[kTaps + 1][kPair];  ///< of grad_weight, then of grad_bias
-  // Of the kBefore steps before the chunk, and of the chunk; grads: of u, then of s.
-  float inputs[kBefore + kAhead][kPair], grads[kBefore + kAhead][kPair];
+  const Taps<kTaps, kWidth> taps;
+  float (&sums)[kTaps + 1][kWidth];  ///< of grad_weight, then of grad_bias
+  Ring<kTaps, kWidth> inputs;
+  Ring<kTaps, kWidth> grads;  ///< of x
 };
 
-/// Block (kPairs, kLanes), grid as in forward_runs; 2 KiB of shared memory for each tap and for the
-/// bias. Each thread walks a run of steps of two channels, and the kTaps - 1 steps behind it, whose
-/// gradients reach into it. Memory and instruction issue bind about equally in bf16.
-template <class T, int kTaps>
-__global__ void __launch_bounds__(kThreads, 2)
+/// Block (kSide, kLanes), grid as in forward_runs; shared memory: kThreads * width floats for each
+/// tap and for the bias. Each thread walks a run of steps of some channels, and the kTaps - 1 steps
+/// behind it, whose gradients reach into it; a chunk of the next steps is under way. Memory bound;
+/// in bf16 instruction issue is not far behind.
+template <class T, int kTaps, class P>
+__global__ void __launch_bounds__(kThreads, P::kBlocks)
     backward_runs(const Operands<T> at, const Cut cut, const Rows<const T> grad_u,
                   const GradRows<T> grad_x, Partials partials) {
-  const Place place(cut, at.L, at.D);
-  float sums[kTaps + 1][kPair] = {};
+  constexpr int kWidth = P::kWidth, kChunk = P::template kChunk<kTaps>, kBefore = kTaps - 1;
+  const Place place(cut, at.L, at.D, kWidth);
+  float sums[kTaps + 1][kWidth] = {};
   if (place.there) {
-    BackwardRun<T, kTaps> run{at,   place, grad_u, grad_x, Taps<kTaps>(at, place.channel),
-                              sums, {},    {}};
-    load_before<kTaps>(at, place, run.inputs);
+    const int L = static_cast<int>(at.L);
+    const std::int64_t row = place.batch * at.L + place.begin;
+    // The walk goes in chunks from the first step that completes a grad_x of the run. Sums are over
+    // what it meets: so a run leaves its first steps to the run before.
+    const int walk = place.begin + kBefore, walk_end = place.end + kBefore;
+    const int last = walk_end < L ? walk_end : L;
+    const T* from_x = at.x[row + kBefore] + place.channel;
+    const T* from_grad = grad_u[row + kBefore] + place.channel;
+    Chunk<T, kWidth, kChunk> next_x, next_grad;
+    next_x.load(from_x, at.x.stride, walk, last);
+    next_grad.load(from_grad, grad_u.stride, walk, last);
+
+    BackwardRun<T, kTaps, kWidth> run{Taps<kTaps, kWidth>(at, place.channel), sums, {}, {}};
+    load_before(at, place, run.inputs);
+    float first_x[kBefore][kWidth], first_grad[kBefore][kWidth];
+#pragma unroll
+    for (int j = 0; j < kBefore; ++j) {
+      if (place.begin + j >= L) continue;
+      cuda::load(at.x[row + j] + place.channel, first_x[j]);
+      cuda::load(grad_u[row + j] + place.channel, first_grad[j]);
+    }
+    // A step that is looked at: a document may begin there.
+    const auto careful_step = [&](int t, int slot, const float(&x)[kWidth], float(&grad)[kWidth],
+                                  bool counts) {
+      const int reach = at.reach(place.batch, t);
+      if (reach == 0) clear(run.inputs);
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) run.inputs[slot][c] = x[c];
+      run.step(slot, grad, reach, counts);
+    };
+#pragma unroll
+    for (int j = 0; j < kBefore; ++j) {
+      if (place.begin + j >= L) break;
+      careful_step(place.begin + j, j, first_x[j], first_grad[j], place.begin == 0);
+    }
+
+    T* to = grad_x[row] + place.channel;
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
-    const std::int64_t walk_end = place.end + kTaps - 1;
-    std::int32_t start = at.start(place.batch, place.begin + kAhead - 1);
-    for (std::int64_t t = place.begin; t < walk_end; t += kAhead) {
-      const bool simple = overwrites && t + kAhead <= (walk_end < at.L ? walk_end : at.L) &&
-                          (start == 0 || start <= t - (kTaps - 1));
-      start = at.start(place.batch, t + 2 * kAhead - 1);
+    std::int32_t start = at.start(place.batch, walk + kChunk - 1);
+    for (int t = walk; t < walk_end; t += kChunk) {
+      const bool simple = overwrites && t + kChunk <= last && (start == 0 || start <= t - kBefore);
+      start = at.start(place.batch, t + 2 * kChunk - 1);
+      const Chunk<T, kWidth, kChunk> chunk_x = next_x, chunk_grad = next_grad;
+      next_x.load(from_x, at.x.stride, t + kChunk, last);
+      next_grad.load(from_grad, grad_u.stride, t + kChunk, last);
       if (simple) {
-        run.template chunk<Walk::kSimple>(t);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) {
+          const int slot = (j + kBefore) % kTaps;
+          float grad[kWidth];
+          chunk_x.unpack(j, run.inputs[slot]);
+          chunk_grad.unpack(j, grad);
+          run.step(slot, grad, kBefore, true);
+          cuda::store(run.complete(slot), to);
+          to += grad_x.stride;
+        }
       } else {
-        run.template chunk<Walk::kCareful>(t);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) {
+          if (t + j >= walk_end) break;
+          const int slot = (j + kBefore) % kTaps;
+          if (t + j < L) {
+            float x[kWidth], grad[kWidth];
+            chunk_x.unpack(j, x);
+            chunk_grad.unpack(j, grad);
+            careful_step(t + j, slot, x, grad, true);
+          }
+          if (grad_x.data) cuda::put(grad_x.mode, to, run.complete(slot));
+          to += grad_x.stride;
+        }
       }
     }
   }
 
-  __shared__ float lanes[kLanes][kTaps + 1][kPair][kPairs];
+  __shared__ float lanes[kLanes][kTaps + 1][kWidth][kSide];
 #pragma unroll
   for (int k = 0; k <= kTaps; ++k) {
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) lanes[threadIdx.y][k][c][threadIdx.x] = sums[k][c];
+    for (int c = 0; c < kWidth; ++c) lanes[threadIdx.y][k][c][threadIdx.x] = sums[k][c];
   }
   __syncthreads();
   if (threadIdx.y != 0 || !place.there) return;
 #pragma unroll
   for (int k = 0; k <= kTaps; ++k) {
 #pragma unroll
-    for (int c = 0; c < kPair; ++c) {
+    for (int c = 0; c < kWidth; ++c) {
       for (int lane = 1; lane < kLanes; ++lane) sums[k][c] += lanes[lane][k][c][threadIdx.x];
       const std::int64_t channel = std::int64_t{place.tile} * at.D + place.channel + c;
       if (k == kTaps) {

@@ -55,7 +55,8 @@ TEST(AddRmsNorm, PlantedErrorsAreCaught) {
 TEST(AddRmsNormCuda, PassesOpCheck) {
   // Rows that are no whole vectors, rows that share a block, rows of one and of many warps, and
   // rows that are too long for registers.
-  for (std::int64_t E : {1, 3, 4, 33, 768, 1024, 1028, 2048, 2052, 4096, 4097, 16'384, 16'388}) {
+  for (std::int64_t E :
+       {1, 3, 4, 33, 384, 388, 768, 772, 1024, 1028, 2052, 4096, 4097, 4100, 16'384, 16'388}) {
     for (std::int64_t rows : {1, 3, 5}) {
       SCOPED_TRACE(fmt::format("E {}, rows {}", E, rows));
       check_op_cuda(check_of({rows, E}, true));
@@ -66,12 +67,13 @@ TEST(AddRmsNormCuda, PassesOpCheck) {
 
 TEST(AddRmsNormCuda, PassesOpCheckOverManyRows) {
   // More rows than there are tiles, so that a tile has several.
-  check_op_cuda(check_of({513, 5}, true));
-  check_op_cuda(check_of({513, 4}, true));
-  check_op_cuda(check_of({2049, 4}, true));
+  check_op_cuda(check_of({529, 5}, true));
+  check_op_cuda(check_of({530, 4}, true));
+  check_op_cuda(check_of({2115, 4}, true));
+  check_op_cuda(check_of({5000, 4}, true));
   // Several rows a tile, each of several warps.
-  check_op_cuda(check_of({514, 517}, true));
-  check_op_cuda(check_of({514, 1028}, true));
+  check_op_cuda(check_of({600, 517}, true));
+  check_op_cuda(check_of({600, 1028}, true));
 }
 
 TEST(AddRmsNormCuda, PlantedErrorsAreCaught) {
