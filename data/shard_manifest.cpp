@@ -14,6 +14,7 @@
 #include "core/log.h"
 #include "data/file.h"
 #include "data/json.h"
+#include "data/verified_files.h"
 
 namespace jiboia {
 namespace {
@@ -166,6 +167,12 @@ std::vector<const ManifestFile*> all_files(const ShardManifest& manifest) {
   return files;
 }
 
+struct FileToVerify {
+  const ManifestFile* file;
+  FileStamp stamp;
+  std::exception_ptr error;
+};
+
 /// Prints how far a long verification has come, from whichever thread is there.
 class Progress {
  public:
@@ -264,26 +271,43 @@ void verify_file(const ShardManifest& manifest, const ManifestFile& file) {
           path.string(), hash_text(digest.xxh3), file.xxh3);
 }
 
-void verify_files(const ShardManifest& manifest, int threads) {
-  const std::vector<const ManifestFile*> files = all_files(manifest);
+void verify_files(const ShardManifest& manifest, const VerifyOptions& options) {
+  VerifiedFiles verified(manifest.folder, options.cache_folder);
+  std::vector<FileToVerify> files;
   std::int64_t total = 0;
-  for (const ManifestFile* file : files) {
+  for (const ManifestFile* file : all_files(manifest)) {
     verify_size(manifest, *file);
+    const FileStamp stamp = as_data_error([&] { return stamp_of(manifest.path_of(*file)); });
+    if (options.verification == Verification::kChanged &&
+        verified.contains(file->name, stamp, file->xxh3)) {
+      continue;
+    }
+    files.push_back({.file = file, .stamp = stamp, .error = {}});
     total += file->bytes;
+  }
+  const std::size_t count = all_files(manifest).size();
+  if (files.size() < count) {
+    log::info("{}: {} of {} files have not changed since they were verified",
+              manifest.folder.string(), count - files.size(), count);
   }
   Progress progress(manifest, total);
   std::atomic<std::size_t> next = 0;
-  std::vector<std::exception_ptr> errors(files.size());
   const auto work = [&] {
     for (std::size_t i = next++; i < files.size(); i = next++) {
+      const auto& [file, stamp, unused] = files[i];
       try {
-        verify_file(manifest, *files[i]);
+        verify_file(manifest, *file);
+        if (stamp_of(manifest.path_of(*file)) == stamp) {
+          verified.add(file->name, stamp, file->xxh3);
+        }
       } catch (...) {
-        errors[i] = std::current_exception();
+        verified.remove(file->name);
+        files[i].error = std::current_exception();
       }
-      progress.add(files[i]->bytes);
+      progress.add(file->bytes);
     }
   };
+  int threads = options.threads;
   if (threads <= 0)
     threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
   threads = std::min(threads, static_cast<int>(files.size()));
@@ -292,8 +316,9 @@ void verify_files(const ShardManifest& manifest, int threads) {
     for (int i = 1; i < threads; ++i) workers.emplace_back(work);
     work();
   }
-  for (const auto& error : errors)
-    if (error) std::rethrow_exception(error);
+  verified.save();
+  for (const FileToVerify& file : files)
+    if (file.error) std::rethrow_exception(file.error);
 }
 
 }  // namespace jiboia

@@ -53,9 +53,21 @@ struct ShardManifest {
 /// Compares a file with its entry by size and hash. Errors: Data naming the file and both values.
 void verify_file(const ShardManifest& manifest, const ManifestFile& file);
 
-/// verify_file() for every shard and tokenizer file, spread over `threads` (0: one a core, at most
-/// eight); first all sizes, then all hashes, with a line now and then when there is much to read.
-/// Errors: Data, of the first bad file in the manifest's order.
-void verify_files(const ShardManifest& manifest, int threads = 0);
+/// Which files are read and hashed.
+enum class Verification : std::uint8_t {
+  kChanged,  ///< those that were not verified before, or have changed since
+  kAll,
+};
+struct VerifyOptions {
+  int threads = 0;  ///< 0: one a core, at most eight
+  /// Remembers verified files (data/verified_files.h); empty: nothing is remembered.
+  std::filesystem::path cache_folder;
+  Verification verification = Verification::kChanged;
+};
+
+/// verify_file() for every shard and tokenizer file; first all sizes, then hashes, with a line now
+/// and then when there is much to read. Errors: Data, of the first bad file in the manifest's
+/// order.
+void verify_files(const ShardManifest& manifest, const VerifyOptions& options = {});
 
 }  // namespace jiboia

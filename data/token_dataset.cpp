@@ -73,7 +73,7 @@ TokenDataset TokenDataset::open(const std::filesystem::path& folder, const Optio
   TokenDataset dataset(ShardManifest::load(folder), options);
   dataset.check_vocabulary();
   dataset.cut_rows();
-  verify_files(dataset.manifest_, options.threads);
+  verify_files(dataset.manifest_, options.verify);
   for (std::size_t i = 0; i < dataset.manifest_.shards.size(); ++i)
     dataset.pool_->get(dataset.manifest_, i);
   return dataset;

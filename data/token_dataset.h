@@ -32,10 +32,10 @@ class TokenDataset {
     std::int64_t seq_len = 0;
     std::int64_t vocab_size = 0;  ///< of the model; may exceed the data's
     DocumentStarts document_starts = DocumentStarts::kIgnore;
-    int threads = 0;  ///< that verify the files; 0: one a core, at most eight
+    VerifyOptions verify{};
   };
 
-  /// Verifies every file of the folder against its manifest, then opens each shard once. Errors:
+  /// Verifies the folder's files against its manifest, then opens each shard once. Errors:
   /// Data when a file is damaged, malformed or disagrees with the manifest, when row lengths and
   /// seq_len or the vocabularies do not fit, when there is no row, or when document starts are
   /// wanted and not there.

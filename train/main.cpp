@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "core/log.h"
+#include "train/start_times.h"
 #include "train/tools/program.h"
 #include "train/trainer.h"
 
@@ -12,10 +13,11 @@ struct Arguments {
   std::string config;
   std::vector<std::string> overrides;
   bool plan = false, print_config = false, no_resume = false, allow_data_change = false;
-  bool profile = false;
+  bool profile = false, verify_data = false;
 };
 
 int train(const Arguments& arguments) {
+  StartTimes times;
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   if (arguments.print_config) {
     std::cout << to_yaml(config);
@@ -23,6 +25,7 @@ int train(const Arguments& arguments) {
   }
   Exec exec = make_exec(config.device, static_cast<int>(config.threads));
   say_what_precision_means(exec, config.precision);
+  times.end("device");
   if (arguments.plan) {
     std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
     return 0;
@@ -37,8 +40,11 @@ int train(const Arguments& arguments) {
          folder.checkpoints().string());
   }
   require_memory(plan_memory(config, MambaLm(config.model), exec), exec);
-  RunData data = open_data(config);
-  Trainer trainer(config, folder, data, exec);
+  times.end("plan");
+  RunData data =
+      open_data(config, arguments.verify_data ? Verification::kAll : Verification::kChanged);
+  times.end("data");
+  Trainer trainer(config, folder, data, exec, times);
   trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
   if (arguments.profile) trainer.measure_ops();
   const RunEnd end = trainer.run();
@@ -72,6 +78,9 @@ int main(int argc, char** argv) {
   app.add_flag(
       "--allow-data-change", arguments.allow_data_change,
       "Goes on though the data, the seed or the row length are not those of the checkpoint");
+  app.add_flag("--verify-data", arguments.verify_data,
+               "Reads all data files to compare their hashes, also those that were verified before "
+               "and have not changed since");
   app.add_flag("--profile", arguments.profile, "Prints the time by op when the run ends");
   app.footer(
       "Keys of the configuration:\n" + config_help() +

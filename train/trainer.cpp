@@ -1,8 +1,10 @@
 #include "train/trainer.h"
 
 #include <cmath>
+#include <utility>
 
 #include "core/log.h"
+#include "data/verified_files.h"
 #include "train/model/hf_config.h"
 #include "train/model/initialise.h"
 #include "train/stop_signal.h"
@@ -12,12 +14,14 @@
 namespace jiboia {
 namespace {
 
-TokenDataset open_dataset(const RunConfig& config, const std::string& folder, const char* key) {
+TokenDataset open_dataset(const RunConfig& config, const std::string& folder, const char* key,
+                          Verification verification) {
   TokenDataset data = TokenDataset::open(
       folder, {.seq_len = config.data.seq_len,
                .vocab_size = config.model.vocab_size,
                .document_starts = config.data.reset_at_document_starts ? DocumentStarts::kRead
-                                                                       : DocumentStarts::kIgnore});
+                                                                       : DocumentStarts::kIgnore,
+               .verify = {.cache_folder = user_cache_folder(), .verification = verification}});
   log::info("{}: {}", key, data.summary());
   return data;
 }
@@ -35,13 +39,13 @@ void require_data(const RunConfig& config) {
   }
 }
 
-RunData open_data(const RunConfig& config) {
-  RunData data{.train = open_dataset(config, config.data.train, "data.train")};
+RunData open_data(const RunConfig& config, Verification verification) {
+  RunData data{.train = open_dataset(config, config.data.train, "data.train", verification)};
   require(data.train.rows() >= config.train.global_batch_size, ErrorKind::kData,
           "data.train has {} rows, fewer than one step's train.global_batch_size of {}",
           data.train.rows(), config.train.global_batch_size);
   if (!config.data.validation.empty()) {
-    data.validation = open_dataset(config, config.data.validation, "data.validation");
+    data.validation = open_dataset(config, config.data.validation, "data.validation", verification);
     if (data.validation->manifest().fingerprint() == data.train.manifest().fingerprint()) {
       log::warning("data.validation holds the same tokens as data.train");
     }
@@ -54,11 +58,13 @@ RunData open_data(const RunConfig& config) {
   return data;
 }
 
-Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec)
+Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec,
+                 StartTimes& times)
     : config_(config),
       folder_(folder),
       data_(data),
       exec_(exec),
+      start_times_(times),
       model_(config.model),
       plan_(plan_memory(config, model_, exec)),
       parameters_(exec, model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining,
@@ -73,6 +79,8 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
       progress_(config.log.every) {}
 
 void Trainer::start(DataChange data_change) {
+  wait(exec_);
+  start_times_.end("memory");
   folder_.warn_if_space_is_short(
       CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents));
   log::info("{} parameters, {} in all, on {}\n{}", parameters_.parameter_count(),
@@ -107,6 +115,7 @@ void Trainer::start(DataChange data_change) {
                                        .seed = static_cast<std::uint64_t>(config_.seed),
                                        .rows_per_batch = config_.train.micro_batch_size,
                                        .first_position = state_.next_row});
+  start_times_.end("weights");
 }
 
 void Trainer::load_first_weights() {
@@ -203,6 +212,7 @@ nlohmann::ordered_json Trainer::finish_step() {
   const Step step = under_way_.front();
   under_way_.pop_front();
   step.report->wait();
+  if (!std::exchange(has_finished_step_, true)) say_how_the_start_went();
   if (op_timer_) op_timer_->collect(step.measured_ops);
   require(std::isfinite(step.report->loss()), ErrorKind::kNumerics,
           "step {}: the loss is {}; the checkpoints are as they were. If the newest has diverged "
@@ -268,6 +278,12 @@ void Trainer::show(const Step& step, double step_s) {
        .share_of_peak = share_of_peak(tokens_per_second),
        .memory = is_cuda(exec_) ? byte_text(allocated_bytes()) : "",
        .eta_s = mean_step_s_ * static_cast<double>(config_.train.max_steps - step.number)});
+}
+
+void Trainer::say_how_the_start_went() {
+  start_times_.end("first step");
+  progress_.say(fmt::format("first step finished {:.2f} s after the program's start: {}",
+                            start_times_.total_s(), start_times_.text()));
 }
 
 void Trainer::validate(nlohmann::ordered_json& line) {

@@ -18,6 +18,7 @@
 #include "train/model/mamba_lm.h"
 #include "train/optim/optimizer.h"
 #include "train/progress.h"
+#include "train/start_times.h"
 #include "train/step_report.h"
 #include "train/token_tensors.h"
 #include "train/training_step.h"
@@ -37,7 +38,7 @@ struct RunData {
 void require_data(const RunConfig& config);
 
 /// Opens, verifies and checks what `config` names. Errors: Data.
-RunData open_data(const RunConfig& config);
+RunData open_data(const RunConfig& config, Verification verification);
 
 /// Why a run ended.
 struct RunEnd {
@@ -48,8 +49,8 @@ struct RunEnd {
 /// One training run: resumes or starts, steps, validates, saves, stops.
 class Trainer {
  public:
-  /// All arguments must outlive the trainer.
-  Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec);
+  /// All arguments must outlive the trainer. `times` get the trainer's part of the program's start.
+  Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec, StartTimes& times);
 
   /// Goes on from the newest checkpoint of the folder, else from step 0, and says which.
   /// Errors: Checkpoint.
@@ -88,6 +89,7 @@ class Trainer {
   /// with them. Errors: Numerics.
   void require_working_weights();
   void show(const Step& step, double step_s);
+  void say_how_the_start_went();
   /// Bytes that the run holds where it computes.
   std::int64_t allocated_bytes() const;
   /// Share of the GPU's peak that the model's own FLOPs take; 0 when the peak is not known.
@@ -103,6 +105,7 @@ class Trainer {
   RunFolder& folder_;
   RunData& data_;
   Exec& exec_;
+  StartTimes& start_times_;
   MambaLm model_;
   MemoryPlan plan_;
   ParameterStore parameters_;
@@ -124,6 +127,7 @@ class Trainer {
   std::optional<MetricsLog> metrics_;
   Progress progress_;
   std::optional<OpTimer> op_timer_;
+  bool has_finished_step_ = false;
   double steps_s_ = 0;      // all steps' time
   double mean_step_s_ = 0;  // recent steps', for the display only
 };

@@ -40,8 +40,8 @@ std::vector<std::int64_t> counting(std::int64_t count) {
   return tokens;
 }
 
-constexpr TokenDataset::Options kSmall{.seq_len = 4, .vocab_size = 100};
-constexpr TokenDataset::Options kSmallWithStarts{
+const TokenDataset::Options kSmall{.seq_len = 4, .vocab_size = 100};
+const TokenDataset::Options kSmallWithStarts{
     .seq_len = 4, .vocab_size = 100, .document_starts = DocumentStarts::kRead};
 
 TEST(TokenDataset, HuggingFaceRuleIgnoresTheLastTarget) {
@@ -296,8 +296,9 @@ TEST(TokenDataset, TheFirstDamagedFileIsNamedWhateverTheThreads) {
   for (const char* name : {"shard_00017.h5", "shard_00004.h5"})
     std::fstream(folder / name, std::ios::in | std::ios::out).seekp(100).put('x');
   for (const int threads : {1, 3, 50}) {
-    EXPECT_THAT(refusal(folder.path(), {.seq_len = 4, .vocab_size = 100, .threads = threads}),
-                HasSubstr("shard_00004.h5: its contents"));
+    EXPECT_THAT(
+        refusal(folder.path(), {.seq_len = 4, .vocab_size = 100, .verify = {.threads = threads}}),
+        HasSubstr("shard_00004.h5: its contents"));
   }
 }
 

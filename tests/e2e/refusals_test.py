@@ -1,8 +1,10 @@
 """What a run does about bad input, numerics and surroundings: a clear message, the right exit code, nothing lost."""
 
 import os
+import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -166,6 +168,30 @@ def test_torn_and_later_metrics_are_replaced(finished, data, tmp_path):
         path.write_bytes(lines + damage)
         start(tmp_path, config_of(data, finished, steps=4, every=2))
         assert path.read_bytes() == lines
+
+
+def test_data_is_read_again_when_it_changes_or_when_told(tmp_path):
+    data = write_data(tmp_path / "data")
+    time.sleep(2.1)  # files that changed a moment ago are always read
+
+    def said(name, *arguments, code=0):
+        env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        return start(tmp_path, config_of(data, tmp_path / name, steps=1), *arguments, code=code, env=env).stderr
+    unchanged = [f"{data / part}: 1 of 1 files have not changed" for part in ("train", "validation")]
+    first = said("first")
+    assert not any(words in first for words in unchanged)
+    assert re.search(r"first step finished [\d.]+ s after the program's start: program [\d.]+ s, device", first)
+    again = said("again")
+    assert all(words in again for words in unchanged)
+    told = said("told", "--verify-data")
+    assert not any(words in told for words in unchanged)
+    assert tensors_of(tmp_path / "again", 1) == tensors_of(tmp_path / "first", 1)
+    shard = next((data / "train").glob("*.h5"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert "its contents have hash" in said("changed", code=3)
+    assert not (tmp_path / "changed/metrics.jsonl").exists()
 
 
 def test_changing_the_model_or_the_data_is_refused_and_the_recipe_is_not(finished, data, tmp_path):

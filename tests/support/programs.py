@@ -5,12 +5,16 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 SOURCE = pathlib.Path(os.environ["JIBOIA_SOURCE_DIR"])
 BIN = pathlib.Path(os.environ["JIBOIA_BUILD_DIR"]) / "bin"
+# What the programs remember of verified data is the tests' own, not the user's.
+CACHE = tempfile.TemporaryDirectory(prefix="jiboia-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 def run(program, *arguments, code=0, **options):

@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "data/json.h"
 #include "data/safetensors.h"
+#include "data/verified_files.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/trainer_state.h"
 #include "train/evaluator.h"
@@ -50,8 +51,10 @@ int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
   const ShardManifest manifest = ShardManifest::load(arguments.data);
   const std::int64_t seq_len =
       arguments.seq_len ? arguments.seq_len : choose_seq_len(manifest, loaded.folder);
-  const TokenDataset data = TokenDataset::open(
-      arguments.data, {.seq_len = seq_len, .vocab_size = loaded.model.config().vocab_size});
+  const TokenDataset data =
+      TokenDataset::open(arguments.data, {.seq_len = seq_len,
+                                          .vocab_size = loaded.model.config().vocab_size,
+                                          .verify = {.cache_folder = user_cache_folder()}});
   log::info("{}", data.summary());
   const std::int64_t rows = std::max<std::int64_t>(1, 4096 / seq_len);
   Workspace workspace(
