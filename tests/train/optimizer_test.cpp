@@ -29,8 +29,10 @@ struct Fixture {
   }
   /// One update; the norm of the mean gradient.
   double step(double lr, std::int64_t update, std::int64_t micro_batches) {
-    const auto findings = optimizer.step(lr, update, micro_batches);
-    return read_scalar(exec, findings.gradient_norm) / static_cast<double>(micro_batches);
+    optimizer.set_rates(lr, update);
+    optimizer.apply(micro_batches);
+    const double norm = read_scalar(exec, optimizer.findings().gradient_norm);
+    return norm / static_cast<double>(micro_batches);
   }
   Exec exec = CpuExec(2);
   ParameterStore store;
@@ -69,10 +71,10 @@ TEST(Optimizer, AGradientThatIsNotFiniteUpdatesNothingAndIsNamed) {
   for (float bad : {std::nanf(""), INFINITY}) {
     Fixture f({.lr = 0.1});
     f.store.gradient(1).as<float>()[3] = bad;
-    const auto findings = f.optimizer.step(0.1, 17, 1);
-    EXPECT_FALSE(std::isfinite(read_scalar(f.exec, findings.gradient_norm)));
+    EXPECT_FALSE(std::isfinite(f.step(0.1, 17, 1)));
     try {
-      f.optimizer.fail_on_gradient(17, *findings.first_not_finite.as<std::int64_t>());
+      const auto first = f.optimizer.findings().first_not_finite;
+      f.optimizer.fail_on_gradient(17, *first.as<std::int64_t>());
       FAIL();
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kNumerics);

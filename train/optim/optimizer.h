@@ -43,12 +43,6 @@ class Optimizer {
   void apply(std::int64_t micro_batches);
   /// Of the last apply(), until the next one; always at the same addresses.
   Findings findings() const;
-  /// set_rates() and apply().
-  Findings step(double lr, std::int64_t update, std::int64_t micro_batches) {
-    set_rates(lr, update);
-    apply(micro_batches);
-    return findings();
-  }
 
   /// Whether masters and second moments are finite. Waits for the exec.
   bool values_are_finite();
