@@ -58,7 +58,8 @@ __device__ inline float tanh_approx(float x) {
 }
 
 /// Writes kWords words where `present`, past the caches as far as that goes: nobody reads them
-/// soon. `to` is aligned for all of them.
+/// soon, this kernel never: the compiler may move other accesses across. `to` is aligned for all of
+/// them.
 template <int kWords>
 __device__ inline void store_streaming(void* to, const unsigned (&words)[kWords], bool present) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4);
@@ -69,17 +70,14 @@ __device__ inline void store_streaming(void* to, const unsigned (&words)[kWords]
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};}" ::
             "l"(to),
-        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(store)
-        : "memory");
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(store));
   } else if constexpr (kWords == 2) {
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.cs.v2.b32 [%0], {%1, %2};}" ::"l"(to),
-        "r"(words[0]), "r"(words[1]), "r"(store)
-        : "memory");
+        "r"(words[0]), "r"(words[1]), "r"(store));
   } else {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.cs.b32 [%0], %1;}" ::"l"(to),
-                 "r"(words[0]), "r"(store)
-                 : "memory");
+                 "r"(words[0]), "r"(store));
   }
 #else
   if (present) std::memcpy(to, words, sizeof words);

@@ -398,8 +398,11 @@ __global__ void __launch_bounds__(kThreads, 4) scan_backward(Operands<T> in, Gra
 
 std::int64_t SelectiveScan::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
                                           const Attrs& attrs) {
-  if (pass == Pass::kForward) return 0;
-  if (scan_tiles::uses_tiles(in, attrs)) return scan_tiles::backward_tiles_scratch_bytes(in);
+  const bool tiles = scan_tiles::uses_tiles(in, attrs);
+  if (pass == Pass::kForward) {
+    return tiles ? scan_tiles::forward_scratch_bytes(in.u, scan_tiles::ForwardPlan::of(in.u)) : 0;
+  }
+  if (tiles) return scan_tiles::backward_tiles_scratch_bytes(in);
   return Partials::bytes(in.u.shape[0], in.u.shape[1], in.u.shape[2], in.a_log.shape[1]);
 }
 

@@ -217,7 +217,7 @@ void SelectiveScan::forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& arg
   };
   const std::int64_t B = args.in.u.shape[0];
   if (args.out.states.dtype == Dtype::kBf16) {  // infer() has chosen the fast kernels
-    return scan_tiles::forward(gpu, args, scan_tiles::lanes_for(B, args.in.u.shape[2]));
+    return scan_tiles::forward(gpu, args, scan_tiles::ForwardPlan::of(args.in.u));
   }
   cuda::visit_stored(args.in.u.dtype, [&]<class T>() {
     const Operands<T> in(args.in);

@@ -1,121 +1,78 @@
 #pragma once
-#include "kernels/selective_scan/selective_scan_tiles.cuh"
+#include "kernels/selective_scan/selective_scan_forward_lanes.cuh"
 
-/// The forward pass of the fast selective scan.
+/// The forward pass of the fast selective scan, where every warp works by itself.
 ///
-/// A warp takes one batch row of some channels through the sequence, by itself: it brings its own
-/// operands, waits for no other warp, and so drifts to where the others leave the units free. A
-/// thread has two parts. As a lane it takes kS states of kC channels through the steps, in
-/// registers. As an owner it has 4 channels of one step in each period: it computes whatever is
-/// needed once for a channel and step, and writes y.
+/// A warp takes one segment of a batch row of some channels through its steps: it brings its own
+/// operands, waits for no other warp, and so drifts to where the others leave the units free. Its
+/// threads are lanes and owners: while they walk through a period as lanes, they do as owners what
+/// the one ahead and the one behind need, in between, so that neither waits for its own results.
 namespace jiboia::scan_tiles {
 
-/// How sums over states are made, where several lanes have states of a channel.
-enum class Sum { kShared, kShuffle, kMatrix };
-
-/// How a warp is laid out whose lanes take kS states of kC channels.
-template <int kC, int kS>
-struct Layout {
-  static constexpr int kStateLanes = static_cast<int>(kStates) / kS;
-  static constexpr int kChannelLanes = 32 / kStateLanes;
-  static constexpr int kWidth = kChannelLanes * kC;  ///< channels of a warp
-  static constexpr int kOwned = 4;                   ///< channels of an owner
-  static constexpr int kOwners = kWidth / kOwned;    ///< owners of a step
-  static constexpr int kPeriod = 32 / kOwners;       ///< steps that all owners together have
-};
-
-struct ForwardOut {
-  cuda::Rows<bf16> y;
-  Line* states;
-  std::int64_t u_step, dt_step, z_step, y_step, b_step,
-      c_step;  ///< bytes from one period to the next
-};
-
-/// Four floats at an address that is a multiple of 16.
-__device__ inline void put(float* to, float a, float b, float c, float d) {
-  *reinterpret_cast<float4*>(to) = make_float4(a, b, c, d);
-}
-
-/// A thread's part of a warp's work.
-template <int kC, int kS, Sum kSum, bool kWide>
+/// A thread's part of a warp's work. kAhead is the pass ahead, which only finds how a segment ends
+/// that begins in zeros, and the sums of its deltas.
+template <int kC, int kS, bool kWide, bool kAhead, bool kMix = kS == 4>
 class ForwardWarp : Layout<kC, kS> {
   using L = Layout<kC, kS>;
-  using L::kStateLanes, L::kChannelLanes, L::kWidth, L::kOwned, L::kOwners, L::kPeriod;
-  static constexpr int kAhead = 2;  // periods whose operands are on their way, behind the next one
+  using L::kStateLanes, L::kWidth, L::kOwned, L::kOwners, L::kPeriod;
+  using L::kStepRow, L::kSumRow, L::kSumStep;
+  static constexpr int kOnTheWay = 2;  // periods, behind the one that is staged
   static constexpr int kRowGroups = kPeriod / 4;
-  using Four = cuda::Words<8>;  // bf16
-
-  // Padding that keeps the banks apart which a warp's access uses at once.
-  static constexpr int kStepRow = 2 * kWidth + 8;
-  static constexpr int kSumRow = kWidth + (kWidth > 8 ? 8 : 0);
-  static constexpr int kSumStep = kStateLanes * kSumRow + (kWidth == 32   ? 0
-                                                           : kWidth == 16 ? 16
-                                                                          : 8);
 
  public:
   /// Operands of one period, as they come from memory. Each thread reads what it has brought.
   struct Slot {
-    Four u[32], dt[32], z[32];
+    Four u[32], dt[32], z[kAhead ? 1 : 32];
     Four rows[kRowGroups][32];  ///< four states of b or c
     int start[32];
   };
   struct Shared {
     Slot slots[2][2];
-    alignas(16) float steps[2][kPeriod * kStepRow];  ///< delta where it makes the decay; delta * u
+    alignas(16) float steps[2][kPeriod * kStepRow];
     alignas(16) float b[2][kPeriod][kStates], c[2][kPeriod][kStates];
-    alignas(16) float sums[2][kSum == Sum::kShared ? kPeriod * kSumStep : 4];
+    alignas(16) float sums[2][kAhead ? 4 : kPeriod * kSumStep];
   };
 
   __device__ ForwardWarp(const scan_cuda::Operands<bf16>& in, const ForwardOut& out, Shared& shared,
-                         int batch, int first_channel)
+                         const Segment& segment, int first_channel)
       : in_(in),
         out_(out),
         shared_(shared),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        step_(kSum == Sum::kShared ? lane_ / kOwners : lane_ % kPeriod),
-        owner_(kSum == Sum::kShared ? lane_ % kOwners : lane_ / kPeriod),
-        kind_(lane_ % 8 >= 4) {
-    const std::int64_t row = std::int64_t{batch} * in.L + step_;
+        segment_(segment),
+        lane_(in.a_log, first_channel),
+        thread_(static_cast<int>(threadIdx.x) % 32),
+        step_(thread_ / kOwners),
+        owner_(thread_ % kOwners),
+        row_is_c_(thread_ % 8 >= 4) {
+    const std::int64_t first_row = std::int64_t{segment.batch} * in.L + segment.begin;
+    const std::int64_t row = first_row + step_;
     const int d = first_channel + kOwned * owner_;
     u_ = reinterpret_cast<const char*>(in.u[row] + d);
     dt_ = reinterpret_cast<const char*>(in.dt[row] + d);
     z_ = reinterpret_cast<const char*>(in.z[row] + d);
-    y_ = reinterpret_cast<char*>(out.y[row - kPeriod] +
-                                 d);  // turns begin with the one before the first
+    y_ = reinterpret_cast<char*>(out.y[row - kPeriod] + d);  // turns begin with the one before
     start_ = in.document_start + row;
-    const bool is_c = lane_ % 8 >= 4;
-    const cuda::Rows<const bf16>& rows = is_c ? in.c : in.b;
-    rows_ =
-        reinterpret_cast<const char*>(rows[std::int64_t{batch} * in.L + lane_ / 8] + lane_ % 4 * 4);
-    row_step_ = is_c ? out.c_step : out.b_step;
-    rows_at_ =
-        static_cast<int>((is_c ? &shared.c[0][0][0] : &shared.b[0][0][0]) - &shared.b[0][0][0]) +
-        lane_ / 8 * 16 + lane_ % 4 * 4;
+    const cuda::Rows<const bf16>& rows = row_is_c_ ? in.c : in.b;
+    rows_ = reinterpret_cast<const char*>(rows[first_row + thread_ / 8] + thread_ % 4 * 4);
+    row_group_step_ = (row_is_c_ ? out.c_step : out.b_step) / kRowGroups;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       d_skip_[i] = in.d_skip[d + i];
       dt_bias_[i] = in.dt_bias[d + i];
     }
-#pragma unroll
-    for (int k = 0; k < kC; ++k) {
-      const int channel = first_channel + kC * channel_lane() + k;
-#pragma unroll
-      for (int j = 0; j < kS; ++j) {
-        const auto at = std::int64_t{channel} * kStates + kS * state_lane() + j;
-        rate_[k][j] = scan_cuda::decay_rate(in.a_log[at]);
-        state_[k][j] = 0;
-      }
-    }
     const int tile = first_channel / static_cast<int>(kChannels) * static_cast<int>(kChannels);
-    const int c = first_channel - tile + kC * channel_lane(), n = kS * state_lane();
     const std::int64_t chunks = (in.L + kSteps - 1) / kSteps;
-    states_ = reinterpret_cast<char*>(out.states + first_line(batch, chunks, 0, in.D, tile)) +
-              sizeof(bf16) * place_in_tile(c, n);
-    state_step_ = std::int64_t{in.D} * kStates * static_cast<std::int64_t>(sizeof(bf16));
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      mask_[t][0] = channel_lane() == 2 * t ? 1.f : 0.f;
-      mask_[t][1] = channel_lane() == 2 * t + 1 ? 1.f : 0.f;
+    states_ = reinterpret_cast<char*>(out.states + first_line(segment.batch, chunks,
+                                                              segment.begin / kSteps, in.D, tile)) +
+              place_in_tile(first_channel - tile + lane_.channel, lane_.state) * std::int64_t{2};
+  }
+
+  /// Takes the states to where the segment begins, which is behind all segments before it.
+  __device__ void pass_segments(std::int64_t first_warp, int warps) {
+#pragma unroll 2
+    for (int s = 0; s < segment_.index; ++s) {
+      const std::int64_t warp = first_warp + std::int64_t{s} * warps;
+      lane_.pass(out_.ends + warp * Lane<kC, kS>::kVectors * 32, out_.delta_sums + warp * kWidth);
     }
   }
 
@@ -125,11 +82,14 @@ class ForwardWarp : Layout<kC, kS> {
     copy(here[0], 0);
     copy(here[1], 1);
     copy(there[0], 2);
-    cuda::async_copies_wait<kAhead>();
-    stage(here[0], 0);
-    put_staged<0>();
+    cuda::async_copies_wait<kOnTheWay>();
+    const Staging staging(here[0], thread_);
+    Staged staged;
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) stage(staged, staging, i, 0);
+    put_staged<0>(staged, staging);
     __syncwarp();
-    const int periods = (in_.L + kPeriod - 1) / kPeriod;
+    const int periods = (segment_.length + kPeriod - 1) / kPeriod;
 #pragma unroll 1
     for (int period = 0; period <= periods; period += 2) {
       turn<0>(here[1], there[1], period);
@@ -140,273 +100,191 @@ class ForwardWarp : Layout<kC, kS> {
     }
   }
 
+  /// In the pass ahead: what pass_segments() wants to know.
+  __device__ void leave(std::int64_t warp) const {
+    lane_.leave(out_.ends + warp * Lane<kC, kS>::kVectors * 32);
+    if (lane_.state == 0) {
+      *reinterpret_cast<float2*>(out_.delta_sums + warp * kWidth + lane_.channel) =
+          make_float2(delta_sums_[0], delta_sums_[1]);
+    }
+  }
+
  private:
-  __device__ int channel_lane() const { return lane_ / kStateLanes; }
-  __device__ int state_lane() const { return lane_ % kStateLanes; }
+  /// Operands that become Staged.
+  struct Staging {
+    __device__ Staging(const Slot& slot, int thread) : start(slot.start[thread]) {
+      const Four u_words = slot.u[thread], dt_words = slot.dt[thread];
+      cuda::unpack<bf16>(u_words, u);
+      cuda::unpack<bf16>(dt_words, dt);
+#pragma unroll
+      for (int r = 0; r < kRowGroups; ++r) rows[r] = slot.rows[r][thread];
+    }
+    float u[kOwned], dt[kOwned];
+    Four rows[kRowGroups];
+    int start;
+  };
+  /// Operands that become y.
+  struct Finishing {
+    __device__ Finishing(const Slot& slot, const float* sums, int thread) {
+      const Four u_words = slot.u[thread], z_words = slot.z[thread];
+      cuda::unpack<bf16>(u_words, u);
+      cuda::unpack<bf16>(z_words, z);
+      load_fours(sums, y);
+#pragma unroll
+      for (int q = 1; q < kStateLanes; ++q) {
+        float part[kOwned];
+        load_fours(sums + q * kSumRow, part);
+#pragma unroll
+        for (int i = 0; i < kOwned; ++i) y[i] += part[i];
+      }
+    }
+    float u[kOwned], z[kOwned], y[kOwned];
+  };
 
   /// Takes the states through a period, while the one behind is staged, the one before finished,
   /// and a further one brought.
   template <int kParity>
   __device__ void turn(Slot& next, Slot& last, int period) {
-    cuda::async_copies_wait<kAhead - 1>();
-    stage(next, period + 1);
-    finish<!kParity>(last, period - 1);
-    copy(last, period + 1 + kAhead);
-    walk<kParity>(period);
-    put_staged<!kParity>();
+    cuda::async_copies_wait<kOnTheWay - 1>();
+    const Staging staging(next, thread_);
+    Staged staged;
+    [[maybe_unused]] float y[kOwned];
+    if constexpr (kAhead) {
+      copy(last, period + 1 + kOnTheWay);
+      walk<kParity>(period, [&](int i) { stage(staged, staging, i, period + 1); });
+    } else {
+      const Finishing finishing(last, shared_.sums[!kParity] + step_ * kSumStep + kOwned * owner_,
+                                thread_);
+      copy(last, period + 1 + kOnTheWay);
+      walk<kParity>(period, [&](int i) {
+        stage(staged, staging, i, period + 1);
+        y[i] = gated(finishing.y[i], d_skip_[i], finishing.u[i], finishing.z[i]);
+      });
+      const int t = (period - 1) * kPeriod + step_;
+      if (static_cast<unsigned>(t) < static_cast<unsigned>(segment_.length)) {
+        cuda::store(y, reinterpret_cast<bf16*>(y_));
+      }
+      y_ += out_.y_step;
+    }
+    put_staged<!kParity>(staged, staging);
     __syncwarp();
   }
 
   /// Starts to bring the operands of a period.
   __device__ void copy(Slot& slot, int period) {
     const int t = period * kPeriod;
-    const bool present = t + step_ < in_.L;
-    cuda::async_copy<8>(&slot.u[lane_], u_, present);
-    cuda::async_copy<8>(&slot.dt[lane_], dt_, present);
-    cuda::async_copy<8>(&slot.z[lane_], z_, present);
-    cuda::async_copy<4>(&slot.start[lane_], start_, present && in_.document_start != nullptr);
+    const bool present = t + step_ < segment_.length;
+    cuda::async_copy<8>(&slot.u[thread_], u_, present);
+    cuda::async_copy<8>(&slot.dt[thread_], dt_, present);
+    if constexpr (!kAhead) cuda::async_copy<8>(&slot.z[thread_], z_, present);
+    cuda::async_copy<4>(&slot.start[thread_], start_, present && in_.document_start != nullptr);
     u_ += out_.u_step;
     dt_ += out_.dt_step;
     z_ += out_.z_step;
     start_ += kPeriod;
-    const int row = t + lane_ / 8;
-    if constexpr (kWide) {
 #pragma unroll
-      for (int r = 0; r < kRowGroups; ++r) {
-        cuda::async_copy<8>(&slot.rows[r][lane_], rows_ + r * (row_step_ / kRowGroups),
-                            row + 4 * r < in_.L);
-      }
-    } else {
-      for (int r = 0; r < kRowGroups; ++r) {
-        unsigned short values[4] = {};
-        const auto* from =
-            reinterpret_cast<const unsigned short*>(rows_ + r * (row_step_ / kRowGroups));
-        for (int i = 0; i < 4 && row + 4 * r < in_.L; ++i) values[i] = from[i];
-        Four four;
-        four.at[0] = values[0] | unsigned{values[1]} << 16;
-        four.at[1] = values[2] | unsigned{values[3]} << 16;
-        slot.rows[r][lane_] = four;
-      }
+    for (int r = 0; r < kRowGroups; ++r) {
+      const bool row_present = t + thread_ / 8 + 4 * r < segment_.length && !(kAhead && row_is_c_);
+      bring_four<kWide>(slot.rows[r][thread_], rows_, row_present);
+      rows_ += row_group_step_;
     }
-    rows_ += row_step_;
     cuda::async_copies_commit();
   }
 
-  /// As owner: computes what lanes need.
-  __device__ void stage(const Slot& slot, int period) {
-    const Four u_words = slot.u[lane_], dt_words = slot.dt[lane_];
-    float u[kOwned], dt[kOwned];
-    cuda::unpack<bf16>(u_words, u);
-    cuda::unpack<bf16>(dt_words, dt);
-    const bool reset = slot.start[lane_] == period * kPeriod + step_;
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      const float delta = Softplus(dt[i] + dt_bias_[i]).value;
-      staged_delta_[i] = reset ? scan_cuda::kResetDelta : delta;
-      staged_input_[i] = delta * u[i];
-    }
-#pragma unroll
-    for (int r = 0; r < kRowGroups; ++r) {
-      staged_rows_[r] = slot.rows[r][lane_];
+  __device__ void stage(Staged& staged, const Staging& staging, int i, int period) const {
+    const int t = period * kPeriod + step_;
+    // Zero is what absent starts are filled with. It is a start itself where the row begins: a
+    // decay of the zeros before it.
+    staged.stage(i, staging.u[i], staging.dt[i], dt_bias_[i], staging.start == segment_.begin + t);
+    if constexpr (kAhead) {  // the states must not change behind the segment
+      if (t >= segment_.length) staged.delta[i] = 0;
     }
   }
   template <int which>
-  __device__ void put_staged() {
-    float* steps = shared_.steps[which] + step_ * kStepRow;
-    if constexpr (kC == 4) {
-      put(steps + kOwned * owner_, staged_delta_[0], staged_delta_[1], staged_delta_[2],
-          staged_delta_[3]);
-      put(steps + kWidth + kOwned * owner_, staged_input_[0], staged_input_[1], staged_input_[2],
-          staged_input_[3]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kOwned; i += 4 / kC * kC / 2) {
-        static_assert(kC == 1 || kC == 2);
-        float four[4];
-        if constexpr (kC == 2) {
-          four[0] = staged_delta_[i], four[1] = staged_delta_[i + 1];
-          four[2] = staged_input_[i], four[3] = staged_input_[i + 1];
-        } else {
-          four[0] = staged_delta_[i], four[1] = staged_input_[i];
-          four[2] = staged_delta_[i + 1], four[3] = staged_input_[i + 1];
-        }
-        put(steps + 2 * (kOwned * owner_ + i), four[0], four[1], four[2], four[3]);
-      }
-    }
+  __device__ void put_staged(const Staged& staged, const Staging& staging) {
+    staged.put_at(shared_.steps[which] + step_ * kStepRow + 2 * kOwned * owner_);
+    float* const rows = row_is_c_ ? shared_.c[which][0] : shared_.b[which][0];
 #pragma unroll
     for (int r = 0; r < kRowGroups; ++r) {
-      const unsigned low = staged_rows_[r].at[0], high = staged_rows_[r].at[1];
-      *reinterpret_cast<uint4*>(&shared_.b[which][4 * r][0] + rows_at_) =
-          make_uint4(low << 16, low & 0xFFFF0000U, high << 16, high & 0xFFFF0000U);
+      put_widened(rows + (thread_ / 8 + 4 * r) * static_cast<int>(kStates) + thread_ % 4 * 4,
+                  staging.rows[r]);
     }
   }
 
-  /// As lane: takes the states through a period.
-  template <int which>
-  __device__ void walk(int period) {
-    const float* steps = shared_.steps[which];
-    float sums[kPeriod][kC];
+  /// As lane: takes the states through a period. In between calls beside(i) for i < kOwned.
+  template <int which, class Beside>
+  __device__ void walk(int period, const Beside& beside) {
+    constexpr int kPause = kPeriod / kOwned;
+    [[maybe_unused]] float sums[kPeriod][kC];
+    if constexpr (!kMix) {
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) beside(i);
+    }
 #pragma unroll
     for (int t = 0; t < kPeriod; ++t) {
-      if (t % kSteps == 0) save(period * kPeriod + t);
-      float delta[kC], input[kC], b[kS], c[kS];
-      if constexpr (kC == 4) {
-        cuda::load(steps + t * kStepRow + kC * channel_lane(), delta);
-        cuda::load(steps + t * kStepRow + kWidth + kC * channel_lane(), input);
+      if constexpr (!kAhead) {
+        if (t % kSteps == 0) {
+          lane_.save(states_, period * kPeriod + t < segment_.length);
+          states_ += in_.D * kStates * std::int64_t{sizeof(bf16)};
+        }
+      }
+      const auto step = lane_.load(shared_.steps[which] + t * kStepRow, shared_.b[which][t],
+                                   kAhead ? nullptr : shared_.c[which][t]);
+      lane_.advance(step);
+      if constexpr (kAhead) {
+#pragma unroll
+        for (int k = 0; k < kC; ++k) delta_sums_[k] += step.delta[k];
       } else {
-        float both[2 * kC];
-        cuda::load(steps + t * kStepRow + 2 * kC * channel_lane(), both);
-#pragma unroll
-        for (int k = 0; k < kC; ++k) {
-          delta[k] = both[k];
-          input[k] = both[kC + k];
-        }
+        lane_.sum(step, sums[t]);
       }
-      load_states(shared_.b[which][t] + kS * state_lane(), b);
-      load_states(shared_.c[which][t] + kS * state_lane(), c);
-#pragma unroll
-      for (int k = 0; k < kC; ++k) {
-        float sum = 0;
-#pragma unroll
-        for (int j = 0; j < kS; ++j) {
-          const float decay = cuda::exp2_approx(delta[k] * rate_[k][j]);
-          state_[k][j] = fmaf(decay, state_[k][j], input[k] * b[j]);
-          sum = j == 0 ? state_[k][j] * c[j] : fmaf(state_[k][j], c[j], sum);
-        }
-        sums[t][k] = sum;
-      }
-#ifdef __CUDA_ARCH__
-      if constexpr (kSum == Sum::kMatrix) {
-        if (t == 0) totals_[0] = totals_[1] = totals_[2] = totals_[3] = 0;
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-            "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-            : "+f"(totals_[0]), "+f"(totals_[1]), "+f"(totals_[2]), "+f"(totals_[3])
-            : "r"(__float_as_uint(sums[t][0])), "r"(__float_as_uint(sums[t][2])),
-              "r"(__float_as_uint(sums[t][1])), "r"(__float_as_uint(sums[t][3])),
-              "r"(__float_as_uint(mask_[t][0])), "r"(__float_as_uint(mask_[t][1])));
-      }
-#endif
+      if (kMix && t % kPause == 0) beside(t / kPause);
     }
-    if constexpr (kSum == Sum::kShared) {
-      float* to = shared_.sums[which] + state_lane() * kSumRow + kC * channel_lane();
+    if constexpr (!kAhead) {
+      float* to = shared_.sums[which] + lane_.state / kS * kSumRow + lane_.channel;
 #pragma unroll
       for (int t = 0; t < kPeriod; ++t) {
-        if constexpr (kC == 4)
-          put(to + t * kSumStep, sums[t][0], sums[t][1], sums[t][2], sums[t][3]);
-        else if constexpr (kC == 2)
-          *reinterpret_cast<float2*>(to + t * kSumStep) = make_float2(sums[t][0], sums[t][1]);
-        else
-          to[t * kSumStep] = sums[t][0];
-      }
-    } else if constexpr (kSum == Sum::kShuffle) {
-      static_assert(kPeriod == 4 && kStateLanes == 4);
-      const scan_cuda::Lane lane;
-#pragma unroll
-      for (int k = 0; k < kC; ++k) {
-        const float values[4] = {sums[0][k], sums[1][k], sums[2][k], sums[3][k]};
-        totals_[k] = scan_cuda::sum_over_states(values, lane);
+        *reinterpret_cast<float2*>(to + t * kSumStep) = make_float2(sums[t][0], sums[t][1]);
       }
     }
-  }
-  template <int kCount>
-  __device__ static void load_states(const float* from, float (&to)[kCount]) {
-    if constexpr (kCount <= 4) {
-      cuda::load(from, to);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount; i += 4) {
-        float four[4];
-        cuda::load(from + i, four);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) to[i + j] = four[j];
-      }
-    }
-  }
-
-  /// Writes the states before step `t`, the first of a chunk.
-  __device__ void save(int t) {
-    const bool present = t < in_.L;
-    if constexpr (kC == 1) {
-      cuda::store_streaming(states_, cuda::pack<bf16>(state_[0]).at, present);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kC; k += 2) {
-#pragma unroll
-        for (int j = 0; j < kS; j += 4) {
-          float values[kLineSize];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) values[i] = state_[k + i / 4][j + i % 4];
-          cuda::store_streaming(states_ + place_in_tile(k, j) * 2, cuda::pack<bf16>(values).at,
-                                present);
-        }
-      }
-    }
-    states_ += state_step_;
-  }
-
-  /// As owner: writes y.
-  template <int which>
-  __device__ void finish(const Slot& slot, int period) {
-    const Four u_words = slot.u[lane_], z_words = slot.z[lane_];
-    float u[kOwned], z[kOwned], y[kOwned];
-    cuda::unpack<bf16>(u_words, u);
-    cuda::unpack<bf16>(z_words, z);
-    if constexpr (kSum == Sum::kShared) {
-      const float* from = shared_.sums[which] + step_ * kSumStep + kOwned * owner_;
-      cuda::load(from, y);
-#pragma unroll
-      for (int q = 1; q < kStateLanes; ++q) {
-        float part[kOwned];
-        cuda::load(from + q * kSumRow, part);
-#pragma unroll
-        for (int i = 0; i < kOwned; ++i) y[i] += part[i];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) y[i] = totals_[i];
-    }
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      const float at = gate_argument(z[i]);
-      const float e = cuda::exp2_approx(at * -1.4426950408889634f);
-      y[i] = fmaf(d_skip_[i], u[i], y[i]) * (at * cuda::reciprocal_approx(1 + e));
-    }
-    const int t = period * kPeriod + step_;
-    if (static_cast<unsigned>(t) < static_cast<unsigned>(in_.L))
-      cuda::store(y, reinterpret_cast<bf16*>(y_));
-    y_ += out_.y_step;
   }
 
   const scan_cuda::Operands<bf16>& in_;
   const ForwardOut& out_;
   Shared& shared_;
-  const int lane_, step_, owner_;
-  const bool kind_;
+  const Segment segment_;
+  Lane<kC, kS> lane_;
+  const int thread_, step_, owner_;
+  const bool row_is_c_;
   const char *u_, *dt_, *z_, *rows_;
-  char* y_;
+  char *y_, *states_;
   const std::int32_t* start_;
-  char* states_;
-  std::int64_t row_step_, state_step_;
-  int rows_at_;
+  std::int64_t row_group_step_;
   float d_skip_[kOwned], dt_bias_[kOwned];
-  float rate_[kC][kS], state_[kC][kS];
-  float staged_delta_[kOwned], staged_input_[kOwned];
-  Four staged_rows_[kRowGroups];
-  float totals_[4] = {};
-  float mask_[4][2];
+  float delta_sums_[kC] = {};
 };
 
-template <int kC, int kS, Sum kSum, bool kWide, int kWarps, int kBlocks>
+/// Grid: warps for each part of the channels, segment (all but the last in the pass ahead) and
+/// batch row, kWarps of them a block. Limited by the units that make exponentials, 3/4 of whose
+/// time they use at large batch, and by latency where there are few warps.
+template <int kC, int kS, bool kWide, bool kAhead, int kWarps, int kBlocks, bool kMix = kS == 4>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     scan_forward_tiles(const __grid_constant__ scan_cuda::Operands<bf16> in,
                        const __grid_constant__ ForwardOut out, int warps) {
-  using Warp = ForwardWarp<kC, kS, kSum, kWide>;
+  using Warp = ForwardWarp<kC, kS, kWide, kAhead, kMix>;
+  constexpr int kWidth = Layout<kC, kS>::kWidth;
   const int in_block = static_cast<int>(threadIdx.x) / 32;
   const int warp = static_cast<int>(blockIdx.x) * kWarps + in_block;
   if (warp >= warps) return;
   auto& shared = reinterpret_cast<typename Warp::Shared*>(cuda::dynamic_shared())[in_block];
-  const int in_row = in.D / Layout<kC, kS>::kWidth;
-  Warp(in, out, shared, warp / in_row, warp % in_row * Layout<kC, kS>::kWidth).run();
+  const int parts = in.D / kWidth, part = warp % parts;
+  const int segments = kAhead ? out.segments - 1 : out.segments;
+  const Segment segment(out, in.L, warp / parts / segments, warp / parts % segments);
+  Warp work(in, out, shared, segment, part * kWidth);
+  if constexpr (!kAhead) {
+    work.pass_segments(std::int64_t{segment.batch} * (segments - 1) * parts + part, parts);
+  }
+  work.run();
+  if constexpr (kAhead) work.leave(warp);
 }
 
 }  // namespace jiboia::scan_tiles

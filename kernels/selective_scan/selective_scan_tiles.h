@@ -36,14 +36,29 @@ constexpr std::int64_t place_in_tile(std::int64_t channel, std::int64_t state) {
   return (k * 32 + 4 * g + q) * kLineSize + channel % 2 * 4 + state % 4;
 }
 
-/// How the lanes of a warp share the work: states a lane, of so many channels. Wide lanes do more
-/// with each operand that they read, narrow ones are more warps.
-enum class Lanes { kFourByFour, kTwoByEight, kTwoByFour, kOneByFour, kOneByTwo };
-/// The best for such a scan, whatever the GPU.
-Lanes lanes_for(std::int64_t B, std::int64_t D);
+/// How the lanes of a warp share the work: channels by states of a lane. Wide lanes do more with
+/// each operand that they read, narrow ones are more warps.
+enum class Lanes { kTwoByEight, kTwoByFour, kRoles };
 
-/// SelectiveScan::forward() where uses_tiles(), with `lanes`. Errors: Unsupported when u, dt or z
-/// are not aligned to 8 bytes.
-void forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& args, Lanes lanes);
+/// Parts of a row that are scanned at the same time. A pass ahead finds the state before each.
+struct Segments {
+  std::int64_t count = 1;
+  std::int64_t steps =
+      0;  ///< of each but the last; a multiple of kSegmentUnit if there are several
+};
+inline constexpr std::int64_t kSegmentUnit = 8;
+
+/// How forward goes about a scan. It decides about the bits of the results.
+struct ForwardPlan {
+  /// The best for u (B, L, D), whatever the GPU.
+  static ForwardPlan of(const Spec& u);
+  Lanes lanes;
+  Segments segments;
+};
+
+/// SelectiveScan::forward() where uses_tiles(). `args.scratch` has forward_scratch_bytes(). Errors:
+/// Unsupported when u, dt or z are not aligned to 8 bytes.
+void forward(CudaExec& gpu, const ForwardArgs<SelectiveScan>& args, const ForwardPlan& plan);
+std::int64_t forward_scratch_bytes(const Spec& u, const ForwardPlan& plan);
 
 }  // namespace jiboia::scan_tiles

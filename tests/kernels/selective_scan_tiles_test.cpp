@@ -6,16 +6,22 @@
 namespace jiboia::test {
 namespace {
 
+using scan_tiles::ForwardPlan;
 using scan_tiles::Lanes;
 
-constexpr Lanes kAllLanes[] = {Lanes::kFourByFour, Lanes::kTwoByEight, Lanes::kTwoByFour,
-                               Lanes::kOneByFour, Lanes::kOneByTwo};
+constexpr Lanes kAllLanes[] = {Lanes::kTwoByEight, Lanes::kTwoByFour, Lanes::kRoles};
+
+/// Without segments if `segment_steps` is 0.
+ForwardPlan plan_of(Lanes lanes, std::int64_t L, std::int64_t segment_steps = 0) {
+  if (segment_steps == 0) return {lanes, {1, L}};
+  return {lanes, {ceil_div(L, segment_steps), segment_steps}};
+}
 
 struct Result {
   TestTensor y, states;
 };
 
-Result tiles_forward([[maybe_unused]] OpRun<Scan>& run, [[maybe_unused]] Lanes lanes) {
+Result tiles_forward([[maybe_unused]] OpRun<Scan>& run, [[maybe_unused]] const ForwardPlan& plan) {
   Result result{TestTensor(run.in.u.spec().packed()),
                 TestTensor(scan_tiles::states_spec(run.in.u.spec()))};
 #if JIBOIA_WITH_CUDA
@@ -27,8 +33,13 @@ Result tiles_forward([[maybe_unused]] OpRun<Scan>& run, [[maybe_unused]] Lanes l
   }
   args.out.y = place.put(result.y);
   args.out.states = place.put(result.states);
+  TestTensor scratch(Spec(Dtype::kU8, {scan_tiles::forward_scratch_bytes(run.in.u.spec(), plan)}));
+  if (scratch.spec().size() > 0) {
+    const Tensor memory = place.put(scratch);
+    args.scratch = {static_cast<std::byte*>(memory.data), static_cast<std::size_t>(memory.size())};
+  }
   std::vector<std::string> failures;
-  place.run([&] { scan_tiles::forward(place.exec(), args, lanes); }, 2, failures);
+  place.run([&] { scan_tiles::forward(place.exec(), args, plan); }, 2, failures);
   EXPECT_THAT(failures, testing::IsEmpty());
 #endif
   EXPECT_TRUE(result.y.guards_intact());
@@ -75,8 +86,8 @@ Result plain_forward(const OpRun<Scan>& run) {
   return result;
 }
 
-void expect_right(OpRun<Scan>& run, Lanes lanes) {
-  const Result want = plain_forward(run), got = tiles_forward(run, lanes);
+void expect_right(OpRun<Scan>& run, const ForwardPlan& plan) {
+  const Result want = plain_forward(run), got = tiles_forward(run, plan);
   EXPECT_EQ(difference("y", got.y, want.y, 0x1p-8, 1e-4), "");
   EXPECT_EQ(difference("states", got.states, want.states, 0x1p-8, 1e-4), "");
 }
@@ -87,7 +98,22 @@ TEST(SelectiveScanTiles, ForwardIsRightAtManyLengths) {
     for (Lanes lanes : kAllLanes) {
       SCOPED_TRACE(fmt::format("{} {}", L, static_cast<int>(lanes)));
       OpRun<Scan> run(scan_check(2, L, 32, 16), Dtype::kBf16);
-      expect_right(run, lanes);
+      expect_right(run, plan_of(lanes, L));
+    }
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardJoinsSegments) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (int steps : {8, 16, 40}) {
+    for (Lanes lanes : kAllLanes) {
+      SCOPED_TRACE(fmt::format("{} {}", steps, static_cast<int>(lanes)));
+      OpCheck<Scan> check = scan_check(2, 83, 64, 16);
+      OpRun<Scan> run(check, Dtype::kBf16);
+      expect_right(run, plan_of(lanes, 83, lanes == Lanes::kRoles ? 0 : steps));
+      pack_documents(check, {1, 8, 15, 17, 40, 55, 80});
+      OpRun<Scan> packed(check, Dtype::kBf16);
+      expect_right(packed, plan_of(lanes, 83, lanes == Lanes::kRoles ? 0 : steps));
     }
   }
 }

@@ -1,0 +1,69 @@
+#pragma once
+#include <cstdint>
+
+#include "core/cuda/launch.cuh"
+
+namespace jiboia::cuda {
+
+/// Keeps kWarps warps of a block at most one turn apart: cheaper than a barrier each turn. Each
+/// says for turn 0, 1, ... when its part is done, and waits, before it begins turn 2 or a later
+/// one, until all have done the last turn but one.
+template <int kWarps>
+class Turns {
+ public:
+  /// To be called by all threads of the block. `barriers` is in shared memory.
+  __device__ explicit Turns(std::uint64_t (&barriers)[2]) : barriers_(barriers) {
+#ifdef __CUDA_ARCH__
+    if (threadIdx.x < 2) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(threadIdx.x)),
+                   "r"(kWarps)
+                   : "memory");
+    }
+#endif
+    __syncthreads();
+  }
+  /// Says that this warp's part of a turn is done.
+  __device__ void done([[maybe_unused]] int turn) const {
+    __syncwarp();
+#ifdef __CUDA_ARCH__
+    if (threadIdx.x % 32 == 0) {
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(turn % 2)) : "memory");
+    }
+#endif
+  }
+  /// Waits until all warps have done a turn.
+  __device__ void wait([[maybe_unused]] int turn) const {
+#ifdef __CUDA_ARCH__
+    unsigned reached;
+    do {
+      asm volatile(
+          "{\n .reg .pred reached;\n"
+          " mbarrier.try_wait.parity.shared::cta.b64 reached, [%1], %2;\n"
+          " selp.u32 %0, 1, 0, reached;\n}"
+          : "=r"(reached)
+          : "r"(address(turn % 2)), "r"(turn / 2 % 2)
+          : "memory");
+    } while (!reached);
+#else
+    meet();
+#endif
+  }
+  /// For the threads of a warp that is none of the kWarps, where the others do so many turns.
+  __device__ static void stay_away([[maybe_unused]] int turns) {
+#ifndef __CUDA_ARCH__
+    for (int turn = 2; turn < turns; ++turn) meet();
+#endif
+  }
+
+ private:
+#ifdef __CUDA_ARCH__
+  __device__ unsigned address(int i) const {
+    return static_cast<unsigned>(__cvta_generic_to_shared(&barriers_[i]));
+  }
+#else
+  __device__ static void meet() { __syncthreads(); }
+#endif
+  std::uint64_t (&barriers_)[2];
+};
+
+}  // namespace jiboia::cuda
