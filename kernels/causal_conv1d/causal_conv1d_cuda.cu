@@ -78,12 +78,11 @@ __global__ void __launch_bounds__(kThreads)
   if (partials.bias) partials.bias[i] = bias_sum;
 }
 
-/// Whether the kernels of runs take these tensors, kWidth channels a thread.
-template <int kWidth>
+/// Whether the kernels of runs take these tensors.
 bool takes_runs(const CausalConv1d::In<>& in, std::initializer_list<Tensor> others) {
   const std::int64_t W = in.weight.columns();
   bool takes = W >= 2 && W <= kMaxTaps && in.x.shape[1] <= kMaxSteps;
-  takes = takes && cuda::aligned(in.weight.data, sizeof(cuda::Vector<float, 4>));
+  takes = takes && cuda::aligned(in.weight.data, sizeof(cuda::Vector<float, kWidth>));
   for (const Tensor& tensor : {in.x, in.history}) {
     takes = takes && cuda::takes_vectors<kWidth>(tensor);
   }
@@ -93,9 +92,9 @@ bool takes_runs(const CausalConv1d::In<>& in, std::initializer_list<Tensor> othe
 
 /// How the backward pass of these tensors is cut.
 Cut cut_backward(const Spec& x) {
-  constexpr int kWidth = BackwardPlan<float>::kWidth;
-  static_assert(kWidth == BackwardPlan<cuda::bf16>::kWidth);
-  return Cut(x.shape[0], x.shape[1], x.shape[2], kWidth);
+  constexpr int kLongestRun = BackwardPlan<float>::kLongestRun;
+  static_assert(kLongestRun == BackwardPlan<cuda::bf16>::kLongestRun);
+  return Cut(x.shape[0], x.shape[1], x.shape[2], kLongestRun);
 }
 
 /// Calls visitor.template operator()<kTaps>() with kTaps = W, which is 2, 3 or 4.
@@ -126,12 +125,12 @@ void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args)
     using P = ForwardPlan<T>;
     const Operands<T> at(in);
     const Rows<T> u(args.out.u);
-    if (!takes_runs<P::kWidth>(in, {args.out.u})) {
+    if (!takes_runs(in, {args.out.u})) {
       cuda::launch(gpu, kName, forward_any<T>,
                    {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at, u);
       return;
     }
-    const Cut cut(at.B, at.L, at.D, P::kWidth);
+    const Cut cut(at.B, at.L, at.D, P::kLongestRun);
     visit_taps(at.W, [&]<int kTaps>() {
       cuda::launch(gpu, kName, forward_runs<T, kTaps, P>,
                    {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, u);
@@ -152,7 +151,7 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
     Partials partials;
     if (grad_weight) partials.weight = scratch.take<float>(cut.tiles * at.D * at.W);
     if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
-    if (grad_u.data && takes_runs<P::kWidth>(in, {args.grad_out.u, args.grad_in.x})) {
+    if (grad_u.data && takes_runs(in, {args.grad_out.u, args.grad_in.x})) {
       visit_taps(at.W, [&]<int kTaps>() {
         cuda::launch(gpu, kName, backward_runs<T, kTaps, P>,
                      {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, grad_u, grad_x,

@@ -17,34 +17,36 @@ constexpr int kSide = 32;  ///< threads side by side in a block
 constexpr int kLanes = 4;  ///< runs of steps in a block
 constexpr int kThreads = kSide * kLanes;
 
+constexpr int kWidth = 4;  ///< channels of a thread
+
 /// How a kernel is shaped.
-template <int kChannelsOfThread, int kStepsAtOnce, int kBlocksOfMultiprocessor>
+template <int kStepsAtOnce, int kBlocksOfMultiprocessor, int kStepsOfLongestRun>
 struct Plan {
-  static constexpr int kWidth = kChannelsOfThread;
-  /// Steps of a chunk: while a thread computes one, the next one is under way.
+  /// Steps of a chunk: while a thread computes one, later ones are under way.
   template <int kTaps>
   static constexpr int kChunk = kStepsAtOnce / kTaps* kTaps;
   static constexpr int kBlocks = kBlocksOfMultiprocessor;
+  static constexpr int kLongestRun = kStepsOfLongestRun;
 };
 template <class T>
-using ForwardPlan = Plan<16 / sizeof(T), 4, 4>;
+using ForwardPlan = Plan<8, sizeof(T) == 2 ? 5 : 3, 64>;
 template <class T>
-using BackwardPlan = Plan<4, 4, 4>;
+using BackwardPlan = Plan<16 / sizeof(T), 4, 128>;
 
 /// How the steps of batch rows are cut into runs, one a thread, and tiles, one a block; a block
-/// has some of the channels, `width` in a thread.
+/// has some of the channels, kWidth in a thread.
 struct Cut {
-  Cut(std::int64_t B, std::int64_t L, std::int64_t D, int width) {
+  Cut(std::int64_t B, std::int64_t L, std::int64_t D, int longest_run) : steps(longest_run) {
     // Long runs read few steps twice; shorter ones where the GPU would not be filled.
-    constexpr std::int64_t kEnoughThreads = 1 << 16;
-    while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, width) < kEnoughThreads) steps /= 2;
+    constexpr std::int64_t kEnoughThreads = 1 << 15;
+    while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, kWidth) < kEnoughThreads) steps /= 2;
     tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
     tiles = B * tiles_per_row;
-    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * width));
+    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * kWidth));
   }
   dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
 
-  std::int64_t steps = 128, tiles;
+  std::int64_t steps, tiles;
   unsigned tiles_per_row, blocks_per_tile;
 };
 
@@ -106,10 +108,10 @@ struct Operands {
 
 /// Where a thread of the kernels of runs works.
 struct Place {
-  __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D, int width)
+  __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D)
       : tile(blockIdx.x / cut.blocks_per_tile),
         batch(tile / cut.tiles_per_row),
-        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kSide + threadIdx.x} * width),
+        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kSide + threadIdx.x} * kWidth),
         begin(static_cast<int>((tile % cut.tiles_per_row * kLanes + threadIdx.y) * cut.steps)),
         end(static_cast<int>(begin + cut.steps < L ? begin + cut.steps : L)),
         there(channel < D && begin < L) {}
@@ -122,11 +124,11 @@ struct Place {
 
 /// Values of the last kTaps steps in registers, each in the place of that kTaps before it: step t
 /// of a run that begins at `begin` is in [(t - begin) % kTaps].
-template <int kTaps, int kWidth>
+template <int kTaps>
 using Ring = float[kTaps][kWidth];
 
-template <int kTaps, int kWidth>
-__device__ void clear(Ring<kTaps, kWidth>& ring) {
+template <int kTaps>
+__device__ void clear(Ring<kTaps>& ring) {
 #pragma unroll
   for (int k = 0; k < kTaps; ++k) {
 #pragma unroll
@@ -135,7 +137,7 @@ __device__ void clear(Ring<kTaps, kWidth>& ring) {
 }
 
 /// Some channels' weights in registers.
-template <int kTaps, int kWidth>
+template <int kTaps>
 struct Taps {
   template <class T>
   __device__ Taps(const Operands<T>& at, std::int64_t channel) {
@@ -151,7 +153,7 @@ struct Taps {
     for (int c = 0; c < kWidth; ++c) bias[c] = at.bias ? at.bias[channel + c] : 0;
   }
   /// s of the step whose input is in inputs[slot].
-  __device__ void convolve(const Ring<kTaps, kWidth>& inputs, int slot, float (&s)[kWidth]) const {
+  __device__ void convolve(const Ring<kTaps>& inputs, int slot, float (&s)[kWidth]) const {
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) s[c] = bias[c];
 #pragma unroll
@@ -166,9 +168,8 @@ struct Taps {
 };
 
 /// The kTaps - 1 inputs before a run; zeros for those that do not count.
-template <int kTaps, int kWidth, class T>
-__device__ void load_before(const Operands<T>& at, const Place& place,
-                            Ring<kTaps, kWidth>& inputs) {
+template <int kTaps, class T>
+__device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTaps>& inputs) {
   const std::int32_t start = at.start(place.batch, place.begin);
 #pragma unroll
   for (int k = 1; k < kTaps; ++k) {
@@ -181,7 +182,7 @@ __device__ void load_before(const Operands<T>& at, const Place& place,
 }
 
 /// A chunk of a tensor's steps in a thread's channels, as it is in memory.
-template <class T, int kWidth, int kChunk>
+template <class T, int kChunk>
 struct Chunk {
   /// Asks for the steps [t, t + kChunk) before `last`, and moves `from` behind them.
   __device__ void load(const T*& from, std::int64_t stride, int t, int last) {
@@ -210,19 +211,19 @@ struct Chunk {
 template <class T, int kTaps, class P>
 __global__ void __launch_bounds__(kThreads, P::kBlocks)
     forward_runs(const Operands<T> at, const Cut cut, const Rows<T> u) {
-  constexpr int kWidth = P::kWidth, kChunk = P::template kChunk<kTaps>;
-  const Place place(cut, at.L, at.D, kWidth);
+  constexpr int kChunk = P::template kChunk<kTaps>;
+  const Place place(cut, at.L, at.D);
   if (!place.there) return;
   const std::int64_t row = place.batch * at.L + place.begin;
   const T* from = at.x[row] + place.channel;
   T* to = u[row] + place.channel;
-  Chunk<T, kWidth, kChunk> next;
+  Chunk<T, kChunk> next;
   next.load(from, at.x.stride, place.begin, place.end);
-  const Taps<kTaps, kWidth> taps(at, place.channel);
-  Ring<kTaps, kWidth> inputs;
+  const Taps<kTaps> taps(at, place.channel);
+  Ring<kTaps> inputs;
   load_before(at, place, inputs);
 
-  const auto step = [&](const Chunk<T, kWidth, kChunk>& chunk, int j) {
+  const auto step = [&](const Chunk<T, kChunk>& chunk, int j) {
     float s[kWidth];
     chunk.unpack(j, inputs[j % kTaps]);
     taps.convolve(inputs, j % kTaps, s);
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
     // Documents follow each other: where the last step's one began, the others' did.
     const bool simple = t + kChunk <= place.end && (start == 0 || start < t);
     start = at.start(place.batch, t + 2 * kChunk - 1);  // early, so that no one waits for it
-    const Chunk<T, kWidth, kChunk> chunk = next;
+    const Chunk<T, kChunk> chunk = next;
     next.load(from, at.x.stride, t + kChunk, place.end);
     if (simple) {
 #pragma unroll
@@ -259,7 +260,7 @@ struct Partials {
 };
 
 /// What a run of the backward pass carries from step to step.
-template <class T, int kTaps, int kWidth>
+template <class T, int kTaps>
 struct BackwardRun {
   static constexpr int kBefore = kTaps - 1;
 
@@ -296,22 +297,65 @@ struct BackwardRun {
   /// grad_x of the step kBefore before the one in `slot`.
   __device__ const float (&complete(int slot) const)[kWidth] { return grads[(slot + 1) % kTaps]; }
 
-  const Taps<kTaps, kWidth> taps;
+  const Taps<kTaps> taps;
   float (&sums)[kTaps + 1][kWidth];  ///< of grad_weight, then of grad_bias
-  Ring<kTaps, kWidth> inputs;
-  Ring<kTaps, kWidth> grads;  ///< of x
+  Ring<kTaps> inputs;
+  Ring<kTaps> grads;  ///< of x
 };
 
-/// Block (kSide, kLanes), grid as in forward_runs; shared memory: kThreads * width floats for each
-/// tap and for the bias. Each thread walks a run of steps of some channels, and the kTaps - 1 steps
-/// behind it, whose gradients reach into it; a chunk of the next steps is under way. Memory bound;
-/// in bf16 instruction issue is not far behind.
+/// The next steps of x and of the gradient of u on their way into shared memory: kStages chunks,
+/// each asked for when the chunk in its place has been read. A thread reads what it asked for
+/// itself, so nothing waits for other threads; and registers remain for what it computes.
+template <class T, int kChunk>
+struct Feed {
+  static constexpr int kStages = 2, kStreams = 2;
+  using Words = cuda::Vector<T, kWidth>;
+  using Shared = Words[kStages][kStreams][kChunk][kThreads];
+
+  /// Asks for the steps [t, t + kChunk) before `last`, and moves behind them.
+  __device__ void ask(int stage, int t, int last) {
+    const auto ask_step = [&](int j) {
+#pragma unroll
+      for (int i = 0; i < kStreams; ++i) {
+        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], true);
+        from[i] += stride[i];
+      }
+    };
+    if (t + kChunk <= last) {
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) ask_step(j);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        if (t + j < last) ask_step(j);
+      }
+    }
+    cuda::async_copies_commit();
+  }
+  /// Waits for the chunk that was asked for first.
+  __device__ void wait() const { cuda::async_copies_wait<kStages - 1>(); }
+  __device__ void read(int stage, int stream, int j, float (&to)[kWidth]) const {
+    const Words words = shared[stage][stream][j][thread];
+    cuda::unpack<T>(words, to);
+  }
+
+  Shared& shared;
+  const T* from[kStreams];
+  const std::int64_t stride[kStreams];
+  const unsigned thread = threadIdx.y * kSide + threadIdx.x;
+};
+
+/// Block (kSide, kLanes), grid as in forward_runs; shared memory: the feed, and kThreads * kWidth
+/// floats for each tap and for the bias. Each thread walks a run of steps of some channels, and the
+/// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound; in bf16 instruction
+/// issue is not far behind.
 template <class T, int kTaps, class P>
 __global__ void __launch_bounds__(kThreads, P::kBlocks)
     backward_runs(const Operands<T> at, const Cut cut, const Rows<const T> grad_u,
                   const GradRows<T> grad_x, Partials partials) {
-  constexpr int kWidth = P::kWidth, kChunk = P::template kChunk<kTaps>, kBefore = kTaps - 1;
-  const Place place(cut, at.L, at.D, kWidth);
+  constexpr int kChunk = P::template kChunk<kTaps>, kBefore = kTaps - 1;
+  __shared__ typename Feed<T, kChunk>::Shared chunks;
+  const Place place(cut, at.L, at.D);
   float sums[kTaps + 1][kWidth] = {};
   if (place.there) {
     const int L = static_cast<int>(at.L);
@@ -320,13 +364,15 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
     // what it meets: so a run leaves its first steps to the run before.
     const int walk = place.begin + kBefore, walk_end = place.end + kBefore;
     const int last = walk_end < L ? walk_end : L;
-    const T* from_x = at.x[row + kBefore] + place.channel;
-    const T* from_grad = grad_u[row + kBefore] + place.channel;
-    Chunk<T, kWidth, kChunk> next_x, next_grad;
-    next_x.load(from_x, at.x.stride, walk, last);
-    next_grad.load(from_grad, grad_u.stride, walk, last);
+    Feed<T, kChunk> feed{
+        chunks,
+        {at.x[row + kBefore] + place.channel, grad_u[row + kBefore] + place.channel},
+        {at.x.stride, grad_u.stride}};
+    constexpr int kAhead = feed.kStages * kChunk;
+#pragma unroll
+    for (int stage = 0; stage < feed.kStages; ++stage) feed.ask(stage, walk + stage * kChunk, last);
 
-    BackwardRun<T, kTaps, kWidth> run{Taps<kTaps, kWidth>(at, place.channel), sums, {}, {}};
+    BackwardRun<T, kTaps> run{Taps<kTaps>(at, place.channel), sums, {}, {}};
     load_before(at, place, run.inputs);
     float first_x[kBefore][kWidth], first_grad[kBefore][kWidth];
 #pragma unroll
@@ -353,19 +399,17 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
     T* to = grad_x[row] + place.channel;
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
     std::int32_t start = at.start(place.batch, walk + kChunk - 1);
-    for (int t = walk; t < walk_end; t += kChunk) {
+    for (int t = walk, stage = 0; t < walk_end; t += kChunk) {
       const bool simple = overwrites && t + kChunk <= last && (start == 0 || start <= t - kBefore);
       start = at.start(place.batch, t + 2 * kChunk - 1);
-      const Chunk<T, kWidth, kChunk> chunk_x = next_x, chunk_grad = next_grad;
-      next_x.load(from_x, at.x.stride, t + kChunk, last);
-      next_grad.load(from_grad, grad_u.stride, t + kChunk, last);
+      feed.wait();
       if (simple) {
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) {
           const int slot = (j + kBefore) % kTaps;
           float grad[kWidth];
-          chunk_x.unpack(j, run.inputs[slot]);
-          chunk_grad.unpack(j, grad);
+          feed.read(stage, 0, j, run.inputs[slot]);
+          feed.read(stage, 1, j, grad);
           run.step(slot, grad, kBefore, true);
           cuda::store(run.complete(slot), to);
           to += grad_x.stride;
@@ -377,14 +421,16 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
           const int slot = (j + kBefore) % kTaps;
           if (t + j < L) {
             float x[kWidth], grad[kWidth];
-            chunk_x.unpack(j, x);
-            chunk_grad.unpack(j, grad);
+            feed.read(stage, 0, j, x);
+            feed.read(stage, 1, j, grad);
             careful_step(t + j, slot, x, grad, true);
           }
           if (grad_x.data) cuda::put(grad_x.mode, to, run.complete(slot));
           to += grad_x.stride;
         }
       }
+      feed.ask(stage, t + kAhead, last);
+      stage = stage + 1 == feed.kStages ? 0 : stage + 1;
     }
   }
 

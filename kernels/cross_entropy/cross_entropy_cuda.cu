@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/cuda/ptx.cuh"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/matrix_cuda.h"
 #include "kernels/vectors.cuh"
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(kSumThreads)
                   GradScale* scale) {
   __shared__ int counts[32];
   int count = 0;
+#pragma unroll 8  // loads that are under way at a time
   for (std::int64_t i = threadIdx.x; i < rows; i += kSumThreads) {
     count += targets[i] != kIgnoredTarget;
   }
@@ -61,9 +63,9 @@ __global__ void __launch_bounds__(kSumThreads)
   *scale = {count ? static_cast<float>(1.0 / count) : 0.f, per_lse};
 }
 
-/// exp(logit - largest).
+/// exp(logit - largest); results below 1.2e-38 become 0.
 __device__ float exponential(float logit, float largest) {
-  return exp2f((logit - largest) * kLog2E);
+  return cuda::exp2_approx((logit - largest) * kLog2E);
 }
 
 template <class T>
@@ -85,12 +87,9 @@ template <class T>
 __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   constexpr int kPack = 16 / sizeof(T);
   using Pack = cuda::Vector<T, kPack>;
-  constexpr int kAhead = 2;  // loads that are under way at a time
   __shared__ WarpPartials partials;
   T* const logits = args.logits + blockIdx.x * args.stride;
   T* const kept = args.keep_in_shared ? reinterpret_cast<T*>(cuda::dynamic_shared()) : logits;
-  auto* const packs = reinterpret_cast<Pack*>(logits);
-  auto* const kept_packs = reinterpret_cast<Pack*>(kept);
   const int V = args.V, whole = V / kPack;
   const int begin = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
   const std::int32_t target = args.targets[blockIdx.x];
@@ -98,32 +97,29 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   // Read before any thread writes gradients.
   const T target_logit = has_target ? logits[target] : T(0.f);
 
-  // A thread reads again only what it has written itself, so the row in shared memory needs no
+  // A thread reads only what it has copied or written itself, so the row in shared memory needs no
   // barrier of its own.
+  if (args.keep_in_shared) {
+    for (int i = begin; i < whole; i += step) {
+      cuda::async_copy<sizeof(Pack)>(kept + i * kPack, logits + i * kPack, true);
+    }
+    cuda::async_copies_commit();
+    for (int v = whole * kPack + begin; v < V; v += step) kept[v] = logits[v];
+    cuda::async_copies_wait<0>();
+  }
   float largest = -INFINITY;
-  for (int first = begin; first < whole; first += kAhead * step) {
-    Pack ahead[kAhead];
+#pragma unroll 4
+  for (int i = begin; i < whole; i += step) {
+    float values[kPack];
+    cuda::load(kept + i * kPack, values);
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (first + k * step < whole) ahead[k] = packs[first + k * step];
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (first + k * step >= whole) break;
-      if (args.keep_in_shared) kept_packs[first + k * step] = ahead[k];
-      float values[kPack];
-      cuda::unpack<T>(ahead[k], values);
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) largest = fmaxf(largest, values[j]);
-    }
+    for (int j = 0; j < kPack; ++j) largest = fmaxf(largest, values[j]);
   }
-  for (int v = whole * kPack + begin; v < V; v += step) {
-    if (args.keep_in_shared) kept[v] = logits[v];
-    largest = fmaxf(largest, to_float(logits[v]));
-  }
+  for (int v = whole * kPack + begin; v < V; v += step) largest = fmaxf(largest, to_float(kept[v]));
   largest = cuda::over_row(largest, Largest(), partials[0]);
 
   float sum = 0;
+#pragma unroll 4
   for (int i = begin; i < whole; i += step) {
     float values[kPack];
     cuda::load(kept + i * kPack, values);
@@ -144,6 +140,7 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
 
   const GradScale scale = *args.scale;
   const float factor = ((has_target ? scale.per_target : 0.f) + scale.per_lse * lse) / sum;
+#pragma unroll 4
   for (int i = begin; i < whole; i += step) {
     float values[kPack];
     cuda::load(kept + i * kPack, values);
@@ -169,6 +166,7 @@ __global__ void __launch_bounds__(kSumThreads)
                double z_loss, CrossEntropy::Out<float*> out) {
   __shared__ double partials[2][32];
   double cross_entropy = 0, lse_squared = 0;
+#pragma unroll 8  // loads that are under way at a time
   for (std::int64_t i = threadIdx.x; i < rows; i += kSumThreads) {
     cross_entropy += losses[i].cross_entropy;
     lse_squared += losses[i].lse_squared;
