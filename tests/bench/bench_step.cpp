@@ -25,7 +25,7 @@ const std::map<std::string, ModelSize> kModels = {{"small", {256, 12, 8192, 512}
 
 struct Arguments {
   std::string model = "small";
-  std::optional<std::int64_t> hidden_size, layers, vocab_size, seq_len;  ///< not the model's
+  std::optional<std::int64_t> hidden_size, layers, vocab_size, seq_len;  // in place of the model's
   std::int64_t rows = 8, document_length = 0;
   std::string recompute = "none", graphs = "auto", json;
   int steps = 10, warmup = 3;
