@@ -76,20 +76,20 @@ struct ScoreRows {
   const GradScale* scale;
   std::int64_t stride;
   std::int32_t V;
-  bool keep_in_shared, write_gradients;
+  bool write_gradients;
 };
 
 /// Loss of each row of logits, and their gradients in their place.
 /// Grid: a block for each row; block: a multiple of 32 threads; shared memory: the row itself where
 /// it fits. Reads each logit once, evaluates two exponentials of it and writes it once: limited by
 /// memory and by issue alike.
-template <class T>
+template <class T, bool kInShared>
 __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
   constexpr int kPack = 16 / sizeof(T);
   using Pack = cuda::Vector<T, kPack>;
   __shared__ WarpPartials partials;
   T* const logits = args.logits + blockIdx.x * args.stride;
-  T* const kept = args.keep_in_shared ? reinterpret_cast<T*>(cuda::dynamic_shared()) : logits;
+  T* const kept = kInShared ? reinterpret_cast<T*>(cuda::dynamic_shared()) : logits;
   const int V = args.V, whole = V / kPack;
   const int begin = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
   const std::int32_t target = args.targets[blockIdx.x];
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(512, 3) score_rows(ScoreRows<T> args) {
 
   // A thread reads only what it has copied or written itself, so the row in shared memory needs no
   // barrier of its own.
-  if (args.keep_in_shared) {
+  if constexpr (kInShared) {
     for (int i = begin; i < whole; i += step) {
       cuda::async_copy<sizeof(Pack)>(kept + i * kPack, logits + i * kPack, true);
     }
@@ -212,7 +212,8 @@ void score(CudaExec& gpu, const LossArgs<CrossEntropy>& args, bool with_gradient
     const cuda::DeviceMatrix chunk_logits{logits, in.x.dtype, count, V, chunks.stride};
     multiply(gpu, CrossEntropy::kName, GradMode::kOverwrite, chunk_logits, chunk,
              transpose(weight));
-    cuda::launch(gpu, CrossEntropy::kName, score_rows<T>,
+    cuda::launch(gpu, CrossEntropy::kName,
+                 keep_in_shared ? score_rows<T, true> : score_rows<T, false>,
                  {.grid = dim3(static_cast<unsigned>(count)),
                   .block = dim3(threads_for_row(V)),
                   .shared_bytes = keep_in_shared ? static_cast<std::size_t>(row_bytes) : 0},
@@ -222,7 +223,6 @@ void score(CudaExec& gpu, const LossArgs<CrossEntropy>& args, bool with_gradient
                               .scale = scale,
                               .stride = chunks.stride,
                               .V = static_cast<std::int32_t>(V),
-                              .keep_in_shared = keep_in_shared,
                               .write_gradients = with_gradients});
     if (const Grad& grad = args.grad_in.x) {
       multiply(gpu, CrossEntropy::kName, grad.mode, middle_rows(device_matrix(grad), begin, count),
