@@ -45,13 +45,7 @@ class Turns {
           : "memory");
     } while (!reached);
 #else
-    meet();
-#endif
-  }
-  /// For the threads of a warp that is none of the kWarps, where the others do so many turns.
-  __device__ static void stay_away([[maybe_unused]] int turns) {
-#ifndef __CUDA_ARCH__
-    for (int turn = 2; turn < turns; ++turn) meet();
+    __syncthreads();
 #endif
   }
 
@@ -60,8 +54,6 @@ class Turns {
   __device__ unsigned address(int i) const {
     return static_cast<unsigned>(__cvta_generic_to_shared(&barriers_[i]));
   }
-#else
-  __device__ static void meet() { __syncthreads(); }
 #endif
   std::uint64_t (&barriers_)[2];
 };

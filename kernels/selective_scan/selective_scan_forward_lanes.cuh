@@ -2,22 +2,24 @@
 #include "kernels/selective_scan/selective_scan_tiles.cuh"
 
 /// What the kernels of the fast forward pass do in each thread. A thread has up to two parts. As a
-/// lane it takes kS states of kC channels through the steps, in registers. As an owner it has 4
-/// channels of one step in each period: it computes whatever is needed once for a channel and step.
+/// lane it takes kLaneStates states of two channels through the steps, in registers. As an owner it
+/// has 4 channels of one step in each period: it computes whatever is needed once for a channel and
+/// step.
 namespace jiboia::scan_tiles {
 
-/// How a warp is laid out whose lanes take kS states of kC channels, and the shared memory through
-/// which owners and lanes speak: rows with padding, which keeps the banks apart that a warp's
-/// access uses at once.
-template <int kC, int kS>
+/// How a warp is laid out whose lanes take kLaneStates states of a pair of channels, and the shared
+/// memory through which owners and lanes speak: rows with padding, which keeps the banks apart that
+/// a warp's access uses at once.
+template <int kLaneStates>
 struct Layout {
-  static constexpr int kStateLanes = static_cast<int>(kStates) / kS;
+  static constexpr int kPair = 2;  ///< channels of a lane
+  static constexpr int kStateLanes = static_cast<int>(kStates) / kLaneStates;
   static constexpr int kChannelLanes = 32 / kStateLanes;
-  static constexpr int kWidth = kChannelLanes * kC;  ///< channels of a warp
-  static constexpr int kOwned = 4;                   ///< channels of an owner
-  static constexpr int kOwners = kWidth / kOwned;    ///< owners of a step
-  static constexpr int kPeriod = 32 / kOwners;       ///< steps that all owners together have
-  static_assert(kC == 2 && kSegmentUnit % kPeriod == 0 && kPeriod % kSteps == 0);
+  static constexpr int kWidth = kChannelLanes * kPair;  ///< channels of a warp
+  static constexpr int kOwned = 4;                      ///< channels of an owner
+  static constexpr int kOwners = kWidth / kOwned;       ///< owners of a step
+  static constexpr int kPeriod = 32 / kOwners;          ///< steps that all owners together have
+  static_assert(kSegmentUnit % kPeriod == 0 && kPeriod % kSteps == 0);
 
   /// Of a step: for each pair of channels two deltas and two inputs.
   static constexpr int kStepRow = 2 * kWidth + 8;
@@ -40,26 +42,28 @@ __device__ void load_fours(const float* from, float (&to)[kCount]) {
 }
 
 /// What a lane needs for a step.
-template <int kC, int kS>
+template <int kLaneStates>
 struct StepOperands {
-  float delta[kC];  ///< where it makes the decay
-  float input[kC];  ///< delta * u
-  float b[kS], c[kS];
+  static constexpr int kPair = Layout<kLaneStates>::kPair;
+  float delta[kPair];  ///< where it makes the decay
+  float input[kPair];  ///< delta * u
+  float b[kLaneStates], c[kLaneStates];
 };
 
 /// A thread as a lane.
-template <int kC, int kS>
+template <int kLaneStates>
 class Lane {
-  using L = Layout<kC, kS>;
+  using L = Layout<kLaneStates>;
+  static constexpr int kPair = L::kPair;
 
  public:
   __device__ Lane(const float* a_log, int first_channel)
-      : channel(static_cast<int>(threadIdx.x) % 32 / L::kStateLanes * kC),
-        state(static_cast<int>(threadIdx.x) % L::kStateLanes * kS) {
+      : channel(static_cast<int>(threadIdx.x) % 32 / L::kStateLanes * kPair),
+        state(static_cast<int>(threadIdx.x) % L::kStateLanes * kLaneStates) {
 #pragma unroll
-    for (int k = 0; k < kC; ++k) {
+    for (int k = 0; k < kPair; ++k) {
 #pragma unroll
-      for (int j = 0; j < kS; ++j) {
+      for (int j = 0; j < kLaneStates; ++j) {
         const int d = first_channel + channel + k;
         rate_[k][j] = scan_cuda::decay_rate(a_log[std::int64_t{d} * kStates + state + j]);
         h_[k][j] = 0;
@@ -68,41 +72,65 @@ class Lane {
   }
 
   /// From the step's row in shared memory, and its rows of b and c.
-  __device__ StepOperands<kC, kS> load(const float* row, const float* b, const float* c) const {
-    StepOperands<kC, kS> step;
-    float both[2 * kC];
+  __device__ StepOperands<kLaneStates> load(const float* row, const float* b,
+                                            const float* c) const {
+    StepOperands<kLaneStates> step;
+    float both[2 * kPair];
     load_fours(row + 2 * channel, both);
 #pragma unroll
-    for (int k = 0; k < kC; ++k) step.delta[k] = both[k], step.input[k] = both[kC + k];
+    for (int k = 0; k < kPair; ++k) step.delta[k] = both[k], step.input[k] = both[kPair + k];
     load_fours(b + state, step.b);
     if (c) load_fours(c + state, step.c);
     return step;
   }
   /// Takes the states through a step.
-  __device__ void advance(const StepOperands<kC, kS>& step) {
+  __device__ void advance(const StepOperands<kLaneStates>& step) {
 #pragma unroll
-    for (int k = 0; k < kC; ++k) {
+    for (int k = 0; k < kPair; ++k) {
 #pragma unroll
-      for (int j = 0; j < kS; ++j) {
+      for (int j = 0; j < kLaneStates; ++j) {
         const float decay = cuda::exp2_approx(step.delta[k] * rate_[k][j]);
         h_[k][j] = fmaf(decay, h_[k][j], step.input[k] * step.b[j]);
       }
     }
   }
-  /// The sum over the lane's states of c * state.
-  __device__ void sum(const StepOperands<kC, kS>& step, float (&sums)[kC]) const {
+  /// What a step leaves of the states. Exponentials take longest, so they are to be started early.
+  using Decay = float[kPair][kLaneStates];
+  __device__ void start(const StepOperands<kLaneStates>& step, Decay& decay) const {
 #pragma unroll
-    for (int k = 0; k < kC; ++k) {
+    for (int k = 0; k < kPair; ++k) {
+#pragma unroll
+      for (int j = 0; j < kLaneStates; ++j)
+        decay[k][j] = cuda::exp2_approx(step.delta[k] * rate_[k][j]);
+    }
+  }
+  /// Takes the states through a step, and starts the next one.
+  __device__ void advance(const StepOperands<kLaneStates>& step, Decay& decay,
+                          const StepOperands<kLaneStates>& next) {
+#pragma unroll
+    for (int k = 0; k < kPair; ++k) {
+#pragma unroll
+      for (int j = 0; j < kLaneStates; ++j) {
+        const float next_decay = cuda::exp2_approx(next.delta[k] * rate_[k][j]);
+        h_[k][j] = fmaf(decay[k][j], h_[k][j], step.input[k] * step.b[j]);
+        decay[k][j] = next_decay;
+      }
+    }
+  }
+  /// The sum over the lane's states of c * state.
+  __device__ void sum(const StepOperands<kLaneStates>& step, float (&sums)[kPair]) const {
+#pragma unroll
+    for (int k = 0; k < kPair; ++k) {
       sums[k] = h_[k][0] * step.c[0];
 #pragma unroll
-      for (int j = 1; j < kS; ++j) sums[k] = fmaf(h_[k][j], step.c[j], sums[k]);
+      for (int j = 1; j < kLaneStates; ++j) sums[k] = fmaf(h_[k][j], step.c[j], sums[k]);
     }
   }
 
   /// Writes the states to the place of the lane's first one in a saved tile.
   __device__ void save(char* to, bool present) const {
 #pragma unroll
-    for (int j = 0; j < kS; j += 4) {
+    for (int j = 0; j < kLaneStates; j += 4) {
       float values[kLineSize];
 #pragma unroll
       for (int i = 0; i < kLineSize; ++i) values[i] = h_[i / 4][j + i % 4];
@@ -112,11 +140,11 @@ class Lane {
   }
 
   /// The states' exchange with a later segment: `all` has kVectors lines of a warp.
-  static constexpr int kVectors = kC * kS / 4;
+  static constexpr int kVectors = kPair * kLaneStates / 4;
   __device__ void leave(float4* all) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const float* h = &h_[v * 4 / kS][v * 4 % kS];
+      const float* h = &h_[v * 4 / kLaneStates][v * 4 % kLaneStates];
       all[v * 32 + static_cast<int>(threadIdx.x) % 32] = make_float4(h[0], h[1], h[2], h[3]);
     }
   }
@@ -130,7 +158,7 @@ class Lane {
       const float ends[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int k = v * 4 / kS, j = v * 4 % kS + i;
+        const int k = v * 4 / kLaneStates, j = v * 4 % kLaneStates + i;
         const float decay = cuda::exp2_approx((k == 0 ? delta.x : delta.y) * rate_[k][j]);
         h_[k][j] = fmaf(decay, h_[k][j], ends[i]);
       }
@@ -141,7 +169,7 @@ class Lane {
   const int state;    ///< the first
 
  private:
-  float rate_[kC][kS], h_[kC][kS];
+  float rate_[kPair][kLaneStates], h_[kPair][kLaneStates];
 };
 
 /// Four bf16 of a row.

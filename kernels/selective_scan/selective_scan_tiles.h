@@ -36,15 +36,15 @@ constexpr std::int64_t place_in_tile(std::int64_t channel, std::int64_t state) {
   return (k * 32 + 4 * g + q) * kLineSize + channel % 2 * 4 + state % 4;
 }
 
-/// How the lanes of a warp share the work: channels by states of a lane. Wide lanes do more with
-/// each operand that they read, narrow ones are more warps.
-enum class Lanes { kTwoByEight, kTwoByFour, kRoles };
+/// How warps share the work: each by itself, or with roles, which is faster where there are few.
+enum class Warps { kAlone, kRoles };
 
-/// Parts of a row that are scanned at the same time. A pass ahead finds the state before each.
+/// Parts of a row that are scanned at the same time, by warps alone. A pass ahead finds the state
+/// before each.
 struct Segments {
   std::int64_t count = 1;
-  std::int64_t steps =
-      0;  ///< of each but the last; a multiple of kSegmentUnit if there are several
+  /// Of each but the last. If there are several, a multiple of kSegmentUnit.
+  std::int64_t steps = 0;
 };
 inline constexpr std::int64_t kSegmentUnit = 8;
 
@@ -52,7 +52,7 @@ inline constexpr std::int64_t kSegmentUnit = 8;
 struct ForwardPlan {
   /// The best for u (B, L, D), whatever the GPU.
   static ForwardPlan of(const Spec& u);
-  Lanes lanes;
+  Warps warps;
   Segments segments;
 };
 

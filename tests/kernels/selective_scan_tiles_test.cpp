@@ -2,19 +2,16 @@
 
 #include "tests/kernels/selective_scan_cases.h"
 
-/// The forward pass of the fast scan: y and the states that it saves, for every layout of lanes.
+/// The forward pass of the fast scan: y and the states that it saves, for every plan.
 namespace jiboia::test {
 namespace {
 
 using scan_tiles::ForwardPlan;
-using scan_tiles::Lanes;
+using scan_tiles::Warps;
 
-constexpr Lanes kAllLanes[] = {Lanes::kTwoByEight, Lanes::kTwoByFour, Lanes::kRoles};
-
-/// Without segments if `segment_steps` is 0.
-ForwardPlan plan_of(Lanes lanes, std::int64_t L, std::int64_t segment_steps = 0) {
-  if (segment_steps == 0) return {lanes, {1, L}};
-  return {lanes, {ceil_div(L, segment_steps), segment_steps}};
+/// Warps alone, in segments of so many steps.
+ForwardPlan in_segments(std::int64_t L, std::int64_t steps) {
+  return {Warps::kAlone, {ceil_div(L, steps), steps}};
 }
 
 struct Result {
@@ -34,7 +31,8 @@ Result tiles_forward([[maybe_unused]] OpRun<Scan>& run, [[maybe_unused]] const F
   args.out.y = place.put(result.y);
   args.out.states = place.put(result.states);
   TestTensor scratch(Spec(Dtype::kU8, {scan_tiles::forward_scratch_bytes(run.in.u.spec(), plan)}));
-  if (scratch.spec().size() > 0) {
+  scratch.fill_bytes(std::byte{0xFF});
+  if (scratch.size() > 0) {
     const Tensor memory = place.put(scratch);
     args.scratch = {static_cast<std::byte*>(memory.data), static_cast<std::size_t>(memory.size())};
   }
@@ -92,28 +90,145 @@ void expect_right(OpRun<Scan>& run, const ForwardPlan& plan) {
   EXPECT_EQ(difference("states", got.states, want.states, 0x1p-8, 1e-4), "");
 }
 
-TEST(SelectiveScanTiles, ForwardIsRightAtManyLengths) {
+std::vector<ForwardPlan> all_plans(std::int64_t L) {
+  std::vector<ForwardPlan> plans = {{Warps::kAlone, {1, L}}, {Warps::kRoles, {1, L}}};
+  if (L > 16) plans.push_back(in_segments(L, 16));
+  return plans;
+}
+
+/// The same with every plan.
+void expect_right(OpRun<Scan>& run) {
+  for (const ForwardPlan& plan : all_plans(run.in.u.spec().shape[1])) {
+    SCOPED_TRACE(
+        fmt::format("warps {}, {} segments", static_cast<int>(plan.warps), plan.segments.count));
+    expect_right(run, plan);
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardIsRightAtManySizes) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (int L : {1, 2, 3, 4, 5, 8, 9, 31, 32, 33, 65}) {
-    for (Lanes lanes : kAllLanes) {
-      SCOPED_TRACE(fmt::format("{} {}", L, static_cast<int>(lanes)));
-      OpRun<Scan> run(scan_check(2, L, 32, 16), Dtype::kBf16);
-      expect_right(run, plan_of(lanes, L));
+  const std::int64_t sizes[][3] = {{2, 1, 32},  {1, 2, 64},  {2, 3, 32},  {1, 4, 32},
+                                   {3, 5, 96},  {2, 8, 32},  {1, 9, 160}, {2, 31, 64},
+                                   {1, 32, 32}, {2, 33, 96}, {1, 65, 32}, {1, 300, 64}};
+  for (const auto& [B, L, D] : sizes) {
+    SCOPED_TRACE(fmt::format("{} {} {}", B, L, D));
+    OpRun<Scan> run(scan_check(B, L, D, 16), Dtype::kBf16);
+    expect_right(run);
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardTakesSlicesOfColumns) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  // Of b and c, columns at multiples of 4 and at others.
+  for (const std::int64_t before : {8, 3}) {
+    auto check = scan_check(2, 19, 64, 16);
+    for (TestInput* input : {&check.inputs.u, &check.inputs.dt, &check.inputs.z}) {
+      input->columns_before = 4;
+      input->columns_after = 12;
+    }
+    for (TestInput* input : {&check.inputs.b, &check.inputs.c}) {
+      input->columns_before = before;
+      input->columns_after = 16;
+    }
+    OpRun<Scan> run(check, Dtype::kBf16);
+    expect_right(run);
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardRefusesColumnsThatBeginInBetween) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  auto check = scan_check(1, 4, 32, 16);
+  check.inputs.z.columns_before = 2;
+  check.inputs.z.columns_after = 2;
+  OpRun<Scan> run(check, Dtype::kBf16);
+  try {
+    tiles_forward(run, all_plans(4).front());
+    FAIL() << "taken";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+    EXPECT_THAT(error.what(), testing::HasSubstr("z begins at an address"));
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardForgetsAtDocumentStarts) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  for (const auto& starts : std::vector<std::vector<std::int32_t>>{
+           {}, {1}, {3, 4, 5, 6}, {7, 8, 9}, {15, 16, 17}, {16, 32}, {31, 32, 33, 40}, {42}}) {
+    auto check = scan_check(2, 43, 32, 16);
+    pack_documents(check, starts);
+    OpRun<Scan> run(check, Dtype::kBf16);
+    expect_right(run);
+    run.in.a_log.fill(-200);  // nothing decays otherwise
+    expect_right(run);
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardJoinsSegmentsOfAllLengths) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  auto check = scan_check(2, 83, 64, 16);
+  check.inputs.a_log.high = -1;  // far parts still matter
+  pack_documents(check, {40, 57});
+  OpRun<Scan> run(check, Dtype::kBf16);
+  for (std::int64_t steps : {8, 24, 40, 80}) {
+    SCOPED_TRACE(steps);
+    expect_right(run, in_segments(83, steps));
+  }
+}
+
+TEST(SelectiveScanTiles, PlansDependOnShapesAndCoverTheRow) {
+  for (const std::int64_t B : {1, 2, 4, 8, 32}) {
+    for (const std::int64_t L : {1, 64, 127, 128, 129, 2048, 2049, 65536, 1000000}) {
+      for (const std::int64_t D : {32, 1536, 8192}) {
+        const ForwardPlan plan = ForwardPlan::of(Spec(Dtype::kBf16, {B, L, D}));
+        const auto& [count, steps] = plan.segments;
+        SCOPED_TRACE(fmt::format("{} {} {}: {} of {}", B, L, D, count, steps));
+        EXPECT_LT((count - 1) * steps, L);
+        EXPECT_GE(count * steps, L);
+        EXPECT_TRUE(count == 1 || steps % scan_tiles::kSegmentUnit == 0);
+      }
     }
   }
 }
 
-TEST(SelectiveScanTiles, ForwardJoinsSegments) {
+TEST(SelectiveScanTiles, ForwardTakesLargeStatesAndGates) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (int steps : {8, 16, 40}) {
-    for (Lanes lanes : kAllLanes) {
-      SCOPED_TRACE(fmt::format("{} {}", steps, static_cast<int>(lanes)));
-      OpCheck<Scan> check = scan_check(2, 83, 64, 16);
-      OpRun<Scan> run(check, Dtype::kBf16);
-      expect_right(run, plan_of(lanes, 83, lanes == Lanes::kRoles ? 0 : steps));
-      pack_documents(check, {1, 8, 15, 17, 40, 55, 80});
-      OpRun<Scan> packed(check, Dtype::kBf16);
-      expect_right(packed, plan_of(lanes, 83, lanes == Lanes::kRoles ? 0 : steps));
+  OpRun<Scan> run(scan_check(2, 37, 32, 16), Dtype::kBf16);
+  run.in.a_log.fill(-9);
+  for (std::int64_t i = 0; i < run.in.b.size(); ++i) run.in.b.set(i, 40000);
+  for (std::int64_t i = 0; i < run.in.z.size(); i += 5) run.in.z.set(i, i % 2 == 0 ? 300 : -300);
+  for (std::int64_t i = 0; i < run.in.dt.size(); i += 7) run.in.dt.set(i, i % 2 == 0 ? 80 : -120);
+  EXPECT_GT(plain_forward(run).states.largest(), 1e6);
+  expect_right(run);
+}
+
+TEST(SelectiveScanTiles, ForwardKeepsYWhereTheGateIsZero) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  OpRun<Scan> run(scan_check(1, 9, 32, 16), Dtype::kBf16);
+  run.in.z.fill(1);
+  const Result open = plain_forward(run);
+  run.in.z.fill(0);
+  for (std::int64_t i = 0; i < run.in.z.size(); i += 2) run.in.z.set(i, -0.0);
+  for (const ForwardPlan& plan : all_plans(9)) {
+    TestTensor y = tiles_forward(run, plan).y;
+    TestTensor before_gate(Spec(Dtype::kF64, y.spec().shape));
+    TestTensor want = before_gate;
+    for (std::int64_t i = 0; i < y.size(); ++i) {
+      before_gate.set(i, y.get(i) * 0x1p61);  // silu(2^-60) = 2^-61
+      want.set(i, open.y.get(i) * (1 + std::exp(-1)));
+    }
+    EXPECT_EQ(difference("y", before_gate, want, 0x1p-8, 1e-4), "");
+  }
+}
+
+TEST(SelectiveScanTiles, ForwardPassesNaNOnWithinItsChannel) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  OpRun<Scan> run(scan_check(1, 21, 32, 16), Dtype::kBf16);
+  constexpr std::int64_t kStep = 10, kChannel = 5;
+  run.in.dt.set(kStep * 32 + kChannel, std::numeric_limits<double>::quiet_NaN());
+  for (const ForwardPlan& plan : all_plans(21)) {
+    const TestTensor y = tiles_forward(run, plan).y;
+    for (std::int64_t i = 0; i < y.size(); ++i) {
+      EXPECT_EQ(std::isnan(y.get(i)), i % 32 == kChannel && i / 32 >= kStep) << i;
     }
   }
 }

@@ -11,19 +11,22 @@ namespace jiboia::scan_tiles {
 
 /// A thread's part of a warp's work. kAhead is the pass ahead, which only finds how a segment ends
 /// that begins in zeros, and the sums of its deltas.
-template <int kC, int kS, bool kWide, bool kAhead, bool kMix = kS == 4>
-class ForwardWarp : Layout<kC, kS> {
-  using L = Layout<kC, kS>;
-  using L::kStateLanes, L::kWidth, L::kOwned, L::kOwners, L::kPeriod;
-  using L::kStepRow, L::kSumRow, L::kSumStep;
+template <bool kWide, bool kAhead>
+class ForwardWarp {
+  static constexpr int kLaneStates = 8;
+  using L = Layout<kLaneStates>;
+  static constexpr int kPair = L::kPair, kStateLanes = L::kStateLanes;
+  static constexpr int kOwned = L::kOwned, kOwners = L::kOwners, kPeriod = L::kPeriod;
+  static constexpr int kStepRow = L::kStepRow, kSumRow = L::kSumRow, kSumStep = L::kSumStep;
   static constexpr int kOnTheWay = 2;  // periods, behind the one that is staged
-  static constexpr int kRowGroups = kPeriod / 4;
+  static_assert(kPeriod == 4, "a thread brings four states of b or c");
 
  public:
+  static constexpr int kWidth = L::kWidth;
   /// Operands of one period, as they come from memory. Each thread reads what it has brought.
   struct Slot {
     Four u[32], dt[32], z[kAhead ? 1 : 32];
-    Four rows[kRowGroups][32];  ///< four states of b or c
+    Four row[32];  ///< four states of b or c
     int start[32];
   };
   struct Shared {
@@ -54,7 +57,7 @@ class ForwardWarp : Layout<kC, kS> {
     start_ = in.document_start + row;
     const cuda::Rows<const bf16>& rows = row_is_c_ ? in.c : in.b;
     rows_ = reinterpret_cast<const char*>(rows[first_row + thread_ / 8] + thread_ % 4 * 4);
-    row_group_step_ = (row_is_c_ ? out.c_step : out.b_step) / kRowGroups;
+    row_step_ = row_is_c_ ? out.c_step : out.b_step;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       d_skip_[i] = in.d_skip[d + i];
@@ -72,7 +75,8 @@ class ForwardWarp : Layout<kC, kS> {
 #pragma unroll 2
     for (int s = 0; s < segment_.index; ++s) {
       const std::int64_t warp = first_warp + std::int64_t{s} * warps;
-      lane_.pass(out_.ends + warp * Lane<kC, kS>::kVectors * 32, out_.delta_sums + warp * kWidth);
+      lane_.pass(out_.ends + warp * Lane<kLaneStates>::kVectors * 32,
+                 out_.delta_sums + warp * kWidth);
     }
   }
 
@@ -102,7 +106,7 @@ class ForwardWarp : Layout<kC, kS> {
 
   /// In the pass ahead: what pass_segments() wants to know.
   __device__ void leave(std::int64_t warp) const {
-    lane_.leave(out_.ends + warp * Lane<kC, kS>::kVectors * 32);
+    lane_.leave(out_.ends + warp * Lane<kLaneStates>::kVectors * 32);
     if (lane_.state == 0) {
       *reinterpret_cast<float2*>(out_.delta_sums + warp * kWidth + lane_.channel) =
           make_float2(delta_sums_[0], delta_sums_[1]);
@@ -116,11 +120,10 @@ class ForwardWarp : Layout<kC, kS> {
       const Four u_words = slot.u[thread], dt_words = slot.dt[thread];
       cuda::unpack<bf16>(u_words, u);
       cuda::unpack<bf16>(dt_words, dt);
-#pragma unroll
-      for (int r = 0; r < kRowGroups; ++r) rows[r] = slot.rows[r][thread];
+      row = slot.row[thread];
     }
     float u[kOwned], dt[kOwned];
-    Four rows[kRowGroups];
+    Four row;
     int start;
   };
   /// Operands that become y.
@@ -182,12 +185,9 @@ class ForwardWarp : Layout<kC, kS> {
     dt_ += out_.dt_step;
     z_ += out_.z_step;
     start_ += kPeriod;
-#pragma unroll
-    for (int r = 0; r < kRowGroups; ++r) {
-      const bool row_present = t + thread_ / 8 + 4 * r < segment_.length && !(kAhead && row_is_c_);
-      bring_four<kWide>(slot.rows[r][thread_], rows_, row_present);
-      rows_ += row_group_step_;
-    }
+    const bool row_present = t + thread_ / 8 < segment_.length && !(kAhead && row_is_c_);
+    bring_four<kWide>(slot.row[thread_], rows_, row_present);
+    rows_ += row_step_;
     cuda::async_copies_commit();
   }
 
@@ -203,23 +203,15 @@ class ForwardWarp : Layout<kC, kS> {
   template <int which>
   __device__ void put_staged(const Staged& staged, const Staging& staging) {
     staged.put_at(shared_.steps[which] + step_ * kStepRow + 2 * kOwned * owner_);
-    float* const rows = row_is_c_ ? shared_.c[which][0] : shared_.b[which][0];
-#pragma unroll
-    for (int r = 0; r < kRowGroups; ++r) {
-      put_widened(rows + (thread_ / 8 + 4 * r) * static_cast<int>(kStates) + thread_ % 4 * 4,
-                  staging.rows[r]);
-    }
+    put_widened(&(row_is_c_ ? shared_.c : shared_.b)[which][thread_ / 8][thread_ % 4 * 4],
+                staging.row);
   }
 
   /// As lane: takes the states through a period. In between calls beside(i) for i < kOwned.
   template <int which, class Beside>
   __device__ void walk(int period, const Beside& beside) {
     constexpr int kPause = kPeriod / kOwned;
-    [[maybe_unused]] float sums[kPeriod][kC];
-    if constexpr (!kMix) {
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) beside(i);
-    }
+    [[maybe_unused]] float sums[kPeriod][kPair];
 #pragma unroll
     for (int t = 0; t < kPeriod; ++t) {
       if constexpr (!kAhead) {
@@ -233,14 +225,14 @@ class ForwardWarp : Layout<kC, kS> {
       lane_.advance(step);
       if constexpr (kAhead) {
 #pragma unroll
-        for (int k = 0; k < kC; ++k) delta_sums_[k] += step.delta[k];
+        for (int k = 0; k < kPair; ++k) delta_sums_[k] += step.delta[k];
       } else {
         lane_.sum(step, sums[t]);
       }
-      if (kMix && t % kPause == 0) beside(t / kPause);
+      if (t % kPause == 0) beside(t / kPause);
     }
     if constexpr (!kAhead) {
-      float* to = shared_.sums[which] + lane_.state / kS * kSumRow + lane_.channel;
+      float* to = shared_.sums[which] + lane_.state / kLaneStates * kSumRow + lane_.channel;
 #pragma unroll
       for (int t = 0; t < kPeriod; ++t) {
         *reinterpret_cast<float2*>(to + t * kSumStep) = make_float2(sums[t][0], sums[t][1]);
@@ -252,34 +244,36 @@ class ForwardWarp : Layout<kC, kS> {
   const ForwardOut& out_;
   Shared& shared_;
   const Segment segment_;
-  Lane<kC, kS> lane_;
+  Lane<kLaneStates> lane_;
   const int thread_, step_, owner_;
   const bool row_is_c_;
   const char *u_, *dt_, *z_, *rows_;
   char *y_, *states_;
   const std::int32_t* start_;
-  std::int64_t row_group_step_;
+  std::int64_t row_step_;
   float d_skip_[kOwned], dt_bias_[kOwned];
-  float delta_sums_[kC] = {};
+  float delta_sums_[kPair] = {};
 };
 
-/// Grid: warps for each part of the channels, segment (all but the last in the pass ahead) and
-/// batch row, kWarps of them a block. Limited by the units that make exponentials, 3/4 of whose
-/// time they use at large batch, and by latency where there are few warps.
-template <int kC, int kS, bool kWide, bool kAhead, int kWarps, int kBlocks, bool kMix = kS == 4>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks)
-    scan_forward_tiles(const __grid_constant__ scan_cuda::Operands<bf16> in,
+inline constexpr int kAloneWarps = 4;  ///< of a block, which do not know of each other
+
+/// Grid: a warp for each part of the channels, segment (all but the last in the pass ahead) and
+/// batch row. Limited by the units that make exponentials, 3/4 of whose time it uses at large
+/// batch. (A fourth block on a multiprocessor leaves too few registers: 15 to 25 % slower. The pass
+/// ahead needs fewer.)
+template <bool kWide, bool kAhead>
+__global__ void __launch_bounds__(32 * kAloneWarps, kAhead ? 4 : 3)
+    scan_forward_alone(const __grid_constant__ scan_cuda::Operands<bf16> in,
                        const __grid_constant__ ForwardOut out, int warps) {
-  using Warp = ForwardWarp<kC, kS, kWide, kAhead, kMix>;
-  constexpr int kWidth = Layout<kC, kS>::kWidth;
+  using Warp = ForwardWarp<kWide, kAhead>;
   const int in_block = static_cast<int>(threadIdx.x) / 32;
-  const int warp = static_cast<int>(blockIdx.x) * kWarps + in_block;
+  const int warp = static_cast<int>(blockIdx.x) * kAloneWarps + in_block;
   if (warp >= warps) return;
   auto& shared = reinterpret_cast<typename Warp::Shared*>(cuda::dynamic_shared())[in_block];
-  const int parts = in.D / kWidth, part = warp % parts;
+  const int parts = in.D / Warp::kWidth, part = warp % parts;
   const int segments = kAhead ? out.segments - 1 : out.segments;
   const Segment segment(out, in.L, warp / parts / segments, warp / parts % segments);
-  Warp work(in, out, shared, segment, part * kWidth);
+  Warp work(in, out, shared, segment, part * Warp::kWidth);
   if constexpr (!kAhead) {
     work.pass_segments(std::int64_t{segment.batch} * (segments - 1) * parts + part, parts);
   }
