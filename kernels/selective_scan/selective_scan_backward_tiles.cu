@@ -6,36 +6,73 @@ namespace {
 
 /// What comes from memory for each step and channel.
 enum Array { kU, kDt, kGradY, kZ, kY, kArrays };
-
-/// What all warps of a block read of a period: b and c in fp32, and where documents begin.
-struct Table {
-  float b[kPeriod][kStates], c[kPeriod][kStates];
-  float begins[kPeriod];  ///< not 0 at a document's first step
+/// What is written for each.
+enum Result { kGradU, kGradDt, kGradZ, kResults };
+/// What is the same for all states of a channel, at a step: vectors of the 4 channels of a lane, in
+/// the order of channel lanes.
+enum Column {
+  kDelta = 0,  ///< where it makes the decay
+  kDeltaU = kDelta + kChannelLanes,
+  kStagedGradY = kDeltaU + kChannelLanes,  ///< of y before the gate
+  kSlope = kStagedGradY + kChannelLanes,   ///< of softplus
+  kStagedU = kSlope + kChannelLanes,       ///< bf16
+  kStep = kStagedU + kChannelLanes,        ///< delta, at a document's first step too
+  /// An odd multiple of 2, so that what 4 state lanes write lies in different banks.
+  kColumns = kStep + kChannelLanes + 2
 };
 
-/// The vectors of 4 floats that 8 channel lanes read at a time lie side by side; distances between
-/// such rows are odd multiples of 2 vectors, so that what 4 state lanes write lies in other banks.
+// Chunks are counted in the order in which they are done; chunk c has the place c % kRing of each
+// ring, so a place is found by few instructions.
+constexpr int kRing = 4, kWideRing = 8;
+
+/// Two addresses in global memory, read at once.
+struct alignas(16) Places {
+  std::byte* of[2];
+};
+
 struct WarpShared {
-  uint4 rows[2][kArrays][32];                  ///< of a period: a step is 4 vectors
-  Line states[2][kPeriodChunks][2][32];        ///< of a period's chunks
-  float4 step[kChunk][2 * kChannelLanes + 2];  ///< delta where it makes the decay, delta * u
-  float4 grad_y[kChunk][kChannelLanes + 2];    ///< of y before the gate
-  float4 slope[32];                            ///< the lane's own, of softplus
-  float4 exchange[kChunk][2][32 + 4];          ///< parts of grad_b and grad_c
+  uint4 rows[kArrays][kRing][kChunk * 4];  ///< a step's 32 channels are 4 vectors
+  Line states[kRing][2][32];
+  float4 staged[2][kChunk][kColumns];
+  float4 exchange[kChunk][2][32 + 4];  ///< parts of grad_b and grad_c
   float4 dt_bias[kChannelLanes], d_skip[kChannelLanes];
+  float4 is_lane[2][kChannelLanes];      ///< of channel lane g: 1 at g, 0 at all others
+  Places places[kArrays / 2 + 1][32];    ///< of the lane in the piece's first period
+  Places results[kResults / 2 + 1][32];  ///< of the lane in the piece's first chunk
+  int document_start[kRing][kChunk];
 };
 
-constexpr int kPeriodSums = kPeriod * kRowStates;
+/// Of the value of b or c that a thread brings in each period.
+struct alignas(16) TablePlace {
+  const std::byte* from;  ///< in the piece's first period
+  unsigned stride_bytes;  ///< of its rows
+  unsigned to;            ///< in the first two places of BlockShared::tables
+};
+
+constexpr int kChunkSums = kChunk * kRowStates, kPeriodSums = kPeriodChunks * kChunkSums;
 struct BlockShared {
-  Table tables[4];                          ///< period by period, in turn
-  float sums[4][kBlockTiles][kPeriodSums];  ///< over a tile's channels, for grad_b and grad_c
+  float tables[kWideRing][2][kChunk][kStates];     ///< b and c in fp32
+  float sums[kWideRing][kBlockTiles][kChunkSums];  ///< over a tile's channels, for grad_b, grad_c
   WarpShared warps[kBlockTiles];
+  TablePlace table_places[kBlockThreads];
   std::uint64_t turns[2];
   int worker;
 };
 static_assert(kPeriodSums == kBlockThreads, "a thread adds up one sum of a period");
 
-/// Keeps the warps of a block at most one turn apart: cheaper than a barrier each turn.
+/// The object of type T at an offset in the block's shared memory.
+template <class T>
+__device__ T& shared_at(unsigned offset) {
+  return *reinterpret_cast<T*>(cuda::dynamic_shared() + offset);
+}
+/// The offset of a member.
+template <class T>
+__device__ unsigned offset_of(const T& member) {
+  return static_cast<unsigned>(reinterpret_cast<const std::byte*>(&member) -
+                               cuda::dynamic_shared());
+}
+
+/// Keeps the warps of a block less than a turn apart: cheaper than a barrier each turn.
 class Turns {
  public:
   __device__ explicit Turns(std::uint64_t (&barriers)[2]) : barriers_(barriers) {
@@ -48,8 +85,8 @@ class Turns {
 #endif
     __syncthreads();
   }
-  /// Says that this warp's part of turn `turn` is done.
-  __device__ void done([[maybe_unused]] int turn) const {
+  /// Says that this warp is past the middle of turn `turn`; to be said of every turn.
+  __device__ void done([[maybe_unused]] unsigned turn) const {
     __syncwarp();
 #ifdef __CUDA_ARCH__
     if (threadIdx.x % 32 == 0) {
@@ -57,8 +94,8 @@ class Turns {
     }
 #endif
   }
-  /// Waits until all warps have done turn `turn`, the last but one.
-  __device__ void wait([[maybe_unused]] int turn) const {
+  /// Waits until all warps have said so of turn `turn`, the last one.
+  __device__ void wait([[maybe_unused]] unsigned turn) const {
 #ifdef __CUDA_ARCH__
     unsigned reached;
     do {
@@ -77,7 +114,7 @@ class Turns {
 
  private:
 #ifdef __CUDA_ARCH__
-  __device__ unsigned address(int i) const {
+  __device__ unsigned address(unsigned i) const {
     return static_cast<unsigned>(__cvta_generic_to_shared(&barriers_[i]));
   }
 #endif
@@ -89,17 +126,17 @@ class Turns {
 /// 2^-10 of itself too small. (Shuffles take twice as long.)
 class StateSums {
  public:
-  /// `is_lane[i]`: 1 in channel lane i, 0 in others.
-  __device__ void add(const float (&values)[4], int step, const float (&is_lane)[kChannelLanes]) {
+  /// `is_lane`: whether this is channel lane 2 * step, and the one behind it.
+  __device__ void add(const float (&values)[4], [[maybe_unused]] int step,
+                      [[maybe_unused]] const float2& is_lane) {
 #ifdef __CUDA_ARCH__
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[2])),
           "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[3])),
-          "r"(__float_as_uint(is_lane[2 * step])), "r"(__float_as_uint(is_lane[2 * step + 1])));
+          "r"(__float_as_uint(is_lane.x)), "r"(__float_as_uint(is_lane.y)));
 #else
-    (void)is_lane;
     for (int i = 0; i < 4; ++i) {
       float sum = __uint_as_float(__float_as_uint(values[i]) & 0xFFFFE000U);
       sum += __shfl_xor_sync(kAllLanes, sum, 1);
@@ -111,27 +148,57 @@ class StateSums {
   float sums[4] = {};
 };
 
-/// A warp with its tile.
+/// A warp with its tile. Work on three chunks overlaps, so that there is always something to do
+/// while other things wait: while a chunk goes through its steps, what depends on no state is
+/// prepared for the next one (stage()), and the results of the last one are written (finish()).
+template <bool kDocuments, bool kPlain>
 class TileScan {
  public:
   __device__ TileScan(const BackwardTiles& pass, BlockShared& block)
       : pass_(pass),
-        block_(block),
-        warp_(static_cast<int>(threadIdx.x) / 32),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        shared_(block.warps[warp_]) {
-#pragma unroll
-    for (int i = 0; i < kChannelLanes; ++i) is_lane_[i] = lane_ / kStateLanes == i ? 1.f : 0.f;
+        shared_(block.warps[threadIdx.x / 32]),
+        lane_(threadIdx.x % 32),
+        at_g_(kept(offset_of(shared_.staged[0][0][lane_ / kStateLanes]))),
+        at_step_(kept(at_g_ + lane_ % kStateLanes * (kColumns * kVector))),
+        at_lane_(kept(offset_of(shared_) + lane_ * kVector)) {
+    if (q() < 2) {
+      float* is_lane = reinterpret_cast<float*>(&shared_.is_lane[q()][g()]);
+      for (unsigned i = 0; i < 4; ++i) is_lane[i] = g() == q() * 4 + i ? 1.f : 0.f;
+    }
   }
 
-  /// Begins a piece of the tile's channels from `first_channel` on.
-  __device__ void begin(int batch, int first_channel) {
-    first_row_ = static_cast<unsigned>(batch) * static_cast<unsigned>(pass_.L);
-    first_channel_ = first_channel;
-    const int d = first_channel + g() * kLaneChannels;
+  /// Begins a piece of the tile's channels from `first_channel` on. Nothing is written but what
+  /// store_sums() and hand_over() say unless `writes`.
+  __device__ void begin(int batch, int first_channel, const Piece& piece, bool writes) {
+    const auto first_step = static_cast<unsigned>(piece.begin) * kPeriod;
+    const auto row = static_cast<unsigned>(batch) * static_cast<unsigned>(pass_.L) + first_step;
+    const auto channel = static_cast<unsigned>(first_channel);
+    steps_ = static_cast<unsigned>(pass_.L) - first_step;
+    written_steps_ =
+        writes ? min(steps_, static_cast<unsigned>(piece.end) * kPeriod - first_step) : 0;
+    const TileRows<bf16> from[kArrays] = {pass_.u, pass_.dt, pass_.grad_y, pass_.z, pass_.y};
+    const TileRows<bf16> to[kResults] = {pass_.grad_u, pass_.grad_dt, pass_.grad_z};
+#pragma unroll
+    for (int i = 0; i < kArrays; ++i) {
+      shared_.places[i / 2][lane_].of[i % 2] =
+          reinterpret_cast<std::byte*>(from[i].at(row + lane_ / 4, channel + lane_ % 4 * 8));
+    }
+#pragma unroll
+    for (int i = 0; i < kResults; ++i) {
+      shared_.results[i / 2][lane_].of[i % 2] =
+          reinterpret_cast<std::byte*>(to[i].at(row + q(), channel + g() * kLaneChannels));
+    }
+    shared_.places[kArrays / 2][lane_].of[1] = reinterpret_cast<std::byte*>(
+        const_cast<Line*>(pass_.states) +
+        first_line(batch, pass_.chunks, piece.begin * kPeriodChunks, pass_.D, first_channel) +
+        lane_);
+    first_step_ = first_step;
+    row_ = row;
+    channel_ = channel + g() * kLaneChannels;
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
-      unpack(*reinterpret_cast<const float4*>(pass_.a_log + (d + i) * kStates + q() * kLaneStates),
+      const std::int64_t d = channel_ + static_cast<unsigned>(i);
+      unpack(*reinterpret_cast<const float4*>(pass_.a_log + d * kStates + q() * kLaneStates),
              rate_[i]);
 #pragma unroll
       for (int j = 0; j < kLaneStates; ++j) {
@@ -143,62 +210,96 @@ class TileScan {
       dt_bias_sum_[i] = 0;
     }
     if (q() == 0) {
-      shared_.dt_bias[g()] = *reinterpret_cast<const float4*>(pass_.dt_bias + d);
-      shared_.d_skip[g()] = *reinterpret_cast<const float4*>(pass_.d_skip + d);
+      shared_.dt_bias[g()] = *reinterpret_cast<const float4*>(pass_.dt_bias + channel_);
+      shared_.d_skip[g()] = *reinterpret_cast<const float4*>(pass_.d_skip + channel_);
     }
   }
 
-  /// Starts to bring period `period` to the place `slot`. What lies behind the row's end gets no
-  /// weight: delta and the gradient of y are 0 there.
+  /// Starts to bring the period that begins with the piece's step t, the chunks `count` and
+  /// `count` + 1. What lies behind the row's end gets no weight: delta and the gradient of y are 0
+  /// there.
   template <bool kWhole>
-  __device__ void load(int period, int slot, std::int64_t batch) {
-    const int t = period * kPeriod + lane_ / 4;
-    const bool present = kWhole || t < pass_.L;
-    const unsigned row = first_row_ + static_cast<unsigned>(t);
-    const auto column = static_cast<unsigned>(first_channel_ + lane_ % 4 * 8);
-    const TileRows<bf16>* arrays[kArrays] = {&pass_.u, &pass_.dt, &pass_.grad_y, &pass_.z,
-                                             &pass_.y};
+  __device__ void load(unsigned t, unsigned count) {
+    static_assert(kArrays % 2 == 1);
+    const unsigned step = lane_ / 4;
+    const bool present = kWhole || t + step < steps_;
+    const unsigned strides[kArrays] = {pass_.u.stride_bytes, pass_.dt.stride_bytes,
+                                       pass_.grad_y.stride_bytes, pass_.z.stride_bytes,
+                                       pass_.y.stride_bytes};
+    const std::byte* from[kArrays + 1];
+#pragma unroll
+    for (int i = 0; i <= kArrays; ++i) {
+      from[i] = shared_at<Places>(at_lane_ + offsetof(WarpShared, places) + i / 2 * 32 * kVector)
+                    .of[i % 2];
+    }
+    const unsigned chunk_bytes = static_cast<unsigned>(pass_.D) * (kStates * sizeof(bf16));
+    from[kArrays] += std::uint64_t{t / kChunk} * chunk_bytes;
+    // The chunk of the later steps comes first.
+    const unsigned at = at_lane_ + (count + 1) % kRing * (kChunk * 4 * kVector) -
+                        lane_ / 16 * (2 * kChunk * 4 * kVector);
 #pragma unroll
     for (int i = 0; i < kArrays; ++i) {
-      uint4* to = &shared_.rows[slot][i][lane_];
+      uint4* to = &shared_at<uint4>(at + offsetof(WarpShared, rows) + i * sizeof(shared_.rows[0]));
       if (i == kDt && !present) {
         constexpr unsigned kMinusInfinities = 0xFF80FF80;  // softplus makes 0 of it
         *to = make_uint4(kMinusInfinities, kMinusInfinities, kMinusInfinities, kMinusInfinities);
       } else {
-        cuda::async_copy<16>(to, present ? arrays[i]->at(row, column) : nullptr, present);
+        cuda::async_copy<16>(to, from[i] + std::uint64_t{t} * strides[i], present);
       }
     }
-    const Line* from =
-        pass_.states +
-        first_line(batch, pass_.chunks, period * kPeriodChunks, pass_.D, first_channel_) + lane_;
-    const std::int64_t chunk_lines = std::int64_t{pass_.D} * kStates / kLineSize;
+    const unsigned states =
+        at_lane_ + count % kRing * (2 * 32 * kVector) + offsetof(WarpShared, states);
 #pragma unroll
-    for (int i = 0; i < kPeriodChunks; ++i) {
-      const bool there = kWhole || period * kPeriodChunks + i < pass_.chunks;
+    for (unsigned i = 0; i < kPeriodChunks; ++i) {
+      const bool there = kWhole || t + i * kChunk < steps_;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        cuda::async_copy<16>(&shared_.states[slot][i][k][lane_],
-                             there ? from + i * chunk_lines + k * 32 : nullptr, there);
+      for (unsigned k = 0; k < 2; ++k) {
+        cuda::async_copy<16>(&shared_at<uint4>(states + (2 * (1 - i) + k) * 32 * kVector),
+                             from[kArrays] + k * 32 * kVector, there);
       }
+      from[kArrays] += chunk_bytes;
+    }
+    if (kDocuments && lane_ % 4 == 0) {
+      const bool has = present && pass_.document_start;
+      cuda::async_copy<4>(
+          &shared_.document_start[count % kRing + 1 - lane_ / 16][lane_ / 4 % kChunk],
+          pass_.document_start + (has ? row_ + t + step : 0), has);
     }
   }
 
-  /// Takes gamma through the chunk `half` of period `period` at the place `slot`.
-  __device__ void chunk(int period, int half, int slot, const Table& table, float* sums) {
-    const int t = period * kPeriod + half * kChunk + q();
-    const unsigned row = first_row_ + static_cast<unsigned>(t);
-    const bool present = t < pass_.L;
-    stage(half, slot, table, row, present);
+  /// Prepares a piece's first chunk, number `count`, with its steps from t on, once its rows are
+  /// there.
+  __device__ void prepare(unsigned count, unsigned t) {
+    stage(count, t);
+    // The chunk before it, which is none, has no results.
+    const unsigned last = staged_own(count - 1);
+    for (Column which : {kDelta, kStagedGradY, kSlope, kStagedU, kStep}) {
+      column(last, which) = make_float4(0, 0, 0, 0);
+    }
+    gamma_b_ = StateSums();
+    gamma_rate_ = StateSums();
     __syncwarp();
+  }
+  /// Takes gamma through the chunk `count`, with the piece's steps from t on, prepares the next one
+  /// and writes the results of the last one.
+  __device__ void chunk(unsigned count, unsigned t) {
     LaneTile decay[kChunk], state[kChunk];
-    walk_forward(half, slot, table, decay, state);
-    StateSums gamma_b, gamma_rate;
-    walk_backward(half, slot, table, decay, state, gamma_b, gamma_rate);
+    // In the order that left the fewest gaps: ptxas moves little across the lines.
+    finish(count - 1, t + kChunk);
+    stage(count + 1, t - kChunk);
+    get_state(count, state[0]);
+    walk_forward<0, 2>(count, decay, state);
+    sum_channels(count - 1);
+    walk_forward<2, kChunk>(count, decay, state);
     __syncwarp();
-    sum_channels(sums + half * kChunk * kRowStates);
-    finish(half, slot, table, row, present, gamma_b.sums, gamma_rate.sums);
+    walk_backward(count, decay, state);
+    __syncwarp();
   }
-
+  /// Writes the results of a piece's last chunk.
+  __device__ void flush(unsigned count, unsigned t) {
+    sum_channels(count);
+    finish(count, t);
+  }
   /// Gives the sums over the steps of piece `index` to the partials; that of a row's last piece
   /// writes zeros for those that the row does not have.
   __device__ void store_sums(int batch, int index, bool is_last) {
@@ -215,8 +316,7 @@ class TileScan {
     const int end = is_last ? static_cast<int>(pass_.partials.pieces) : index + 1;
 #pragma unroll 1
     for (int piece = index; piece < end; ++piece) {
-      const std::int64_t d =
-          (std::int64_t{piece} * pass_.B + batch) * pass_.D + first_channel_ + g() * kLaneChannels;
+      const std::int64_t d = (std::int64_t{piece} * pass_.B + batch) * pass_.D + channel_;
 #pragma unroll
       for (int i = 0; i < kLaneChannels; ++i) {
         *reinterpret_cast<float4*>(pass_.partials.a_log + (d + i) * kStates + q() * kLaneStates) =
@@ -235,7 +335,7 @@ class TileScan {
 
   /// Hands gamma over to the worker that has the row's other piece.
   __device__ void hand_over(std::int64_t row) const {
-    const std::int64_t tile = row * kBlockTiles + warp_;
+    const std::int64_t tile = row * kBlockTiles + threadIdx.x / 32;
     float4* to = pass_.partials.gamma + tile * Partials::kTileVectors + lane_;
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) to[i * 32] = pack(gamma_[i]);
@@ -245,7 +345,7 @@ class TileScan {
   }
   /// Waits for what hand_over() gives.
   __device__ void take_over(std::int64_t row) {
-    const std::int64_t tile = row * kBlockTiles + warp_;
+    const std::int64_t tile = row * kBlockTiles + threadIdx.x / 32;
     while (cuda::load_acquire(pass_.partials.counters + 1 + tile) == 0) {
     }
     const float4* from = pass_.partials.gamma + tile * Partials::kTileVectors + lane_;
@@ -257,7 +357,7 @@ class TileScan {
     const std::int64_t first = row * pass_.partials.pieces * kAheadParts;
 #pragma unroll 1
     for (int part = 0; part < index * kAheadParts; ++part) {
-      const std::int64_t tile = (first + part) * kBlockTiles + warp_;
+      const std::int64_t tile = (first + part) * kBlockTiles + threadIdx.x / 32;
       const float4* from = pass_.partials.gamma + tile * Partials::kTileVectors + lane_;
       PerChannel delta;
       unpack(pass_.partials.delta[tile * Partials::kDeltaVectors + g()], delta);
@@ -274,36 +374,61 @@ class TileScan {
   }
 
  private:
-  __device__ int g() const { return lane_ / kStateLanes; }
-  __device__ int q() const { return lane_ % kStateLanes; }
+  static constexpr unsigned kVector = sizeof(float4), kStagedBytes = kChunk * kColumns * kVector;
 
-  /// The lane's values of an array, at step q of the chunk.
-  __device__ void get(Array array, int half, int slot, PerChannel& to) const {
-    const auto* steps = reinterpret_cast<const uint2*>(shared_.rows[slot][array]);
-    unpack(steps[(half * kChunk + q()) * kChannelLanes + g()], to);
+  __device__ unsigned g() const { return lane_ / kStateLanes; }
+  __device__ unsigned q() const { return lane_ % kStateLanes; }
+
+  /// The value, not to be computed again wherever it is needed.
+  __device__ static unsigned kept(unsigned value) {
+    return __shfl_sync(kAllLanes, value, static_cast<int>(threadIdx.x) % 32);
   }
-  /// The lane's part of the state before the chunk.
-  __device__ void get_state(int half, int slot, LaneTile& to) const {
+  /// The offset of step 0 of a staged chunk, for the lane's channels, and of step q.
+  __device__ unsigned staged(unsigned count) const { return at_g_ + count % 2 * kStagedBytes; }
+  __device__ unsigned staged_own(unsigned count) const {
+    return at_step_ + count % 2 * kStagedBytes;
+  }
+  __device__ static float4& column(unsigned step, Column which) {
+    return shared_at<float4>(step + which * kVector);
+  }
+  /// The lane's part of the state before a chunk.
+  __device__ void get_state(unsigned count, LaneTile& to) const {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const Line line = shared_.states[slot][half][k][lane_];
+    for (unsigned k = 0; k < 2; ++k) {
+      const Line line = shared_at<Line>(at_lane_ + offsetof(WarpShared, states) +
+                                        count % kRing * (2 * 32 * kVector) + k * 32 * kVector);
       float values[kLineSize];
       cuda::unpack<bf16>(line, values);
 #pragma unroll
       for (int i = 0; i < static_cast<int>(kLineSize); ++i) to[2 * k + i / 4][i % 4] = values[i];
     }
   }
+  /// The lane's states of a step in a table of b or c.
+  __device__ void get_row(unsigned count, int which, int t, PerState& to) const {
+    constexpr unsigned kChunkBytes = 2 * kChunk * kStates * sizeof(float);
+    unpack(shared_at<float4>(offsetof(BlockShared, tables) + count % kWideRing * kChunkBytes +
+                             static_cast<unsigned>(which * kChunk + t) * (kStates * sizeof(float)) +
+                             q() * kVector),
+           to);
+  }
 
-  /// Whatever is the same for all states, at step q of the chunk: leaves it in shared memory, and
+  /// Whatever is the same for all states, at step q of a chunk: leaves it in shared memory, and
   /// writes grad_z. With silu(z) = z * s it is g * y / silu(z) * silu'(z) = g * y * (1 / z + 1 -
   /// s).
-  __device__ void stage(int half, int slot, const Table& table, unsigned row, bool present) {
+  __device__ void stage(unsigned count, unsigned t) {
+    const unsigned to = staged_own(count);
+    const auto get = [&](Array array, PerChannel& values) {
+      const auto* of_step = reinterpret_cast<const uint2*>(shared_.rows[array][count % kRing]);
+      const uint2 packed = of_step[q() * kChannelLanes + g()];
+      if (array == kU) reinterpret_cast<uint2&>(column(to, kStagedU)) = packed;
+      unpack(packed, values);
+    };
     PerChannel u, dt, grad_y, z, y, bias, delta, delta_u, slope, grad_z;
-    get(kU, half, slot, u);
-    get(kDt, half, slot, dt);
-    get(kGradY, half, slot, grad_y);
-    get(kZ, half, slot, z);
-    get(kY, half, slot, y);
+    get(kU, u);
+    get(kDt, dt);
+    get(kGradY, grad_y);
+    get(kZ, z);
+    get(kY, y);
     unpack(shared_.dt_bias[g()], bias);
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
@@ -317,36 +442,39 @@ class TileScan {
       const float s = cuda::reciprocal_approx(1 + cuda::exp2_approx(at * -kLog2E));
       grad_z[i] = grad_y[i] * (y[i] * (cuda::reciprocal_approx(at) + (1 - s)));
       grad_y[i] *= at * s;
-      d_skip_sum_[i] = fmaf(grad_y[i], u[i], d_skip_sum_[i]);
     }
-    if (pass_.document_start && table.begins[half * kChunk + q()] != 0) {
+    if (kDocuments) {
+      column(to, kStep) = pack(delta);
+      const bool begins = pass_.document_start && shared_.document_start[count % kRing][q()] ==
+                                                      static_cast<int>(first_step_ + t + q());
 #pragma unroll
-      for (float& value : delta) value = scan_cuda::kResetDelta;
+      for (float& value : delta) value = begins ? scan_cuda::kResetDelta : value;
     }
-    shared_.step[q()][g()] = pack(delta);
-    shared_.step[q()][kChannelLanes + g()] = pack(delta_u);
-    shared_.grad_y[q()][g()] = pack(grad_y);
-    shared_.slope[lane_] = pack(slope);
-    if (present) write(pass_.grad_z, pass_.z_mode, row, grad_z);
+    column(to, kDelta) = pack(delta);
+    column(to, kDeltaU) = pack(delta_u);
+    column(to, kStagedGradY) = pack(grad_y);
+    column(to, kSlope) = pack(slope);
+    store(kGradZ, pass_.grad_z, pass_.z_mode, t, grad_z);
   }
 
-  /// Takes the state through the chunk; keeps decays and states.
-  __device__ void walk_forward(int half, int slot, const Table& table, LaneTile (&decay)[kChunk],
+  /// Takes the state through steps of a chunk; keeps decays and states. state[0] begins as the one
+  /// before the chunk.
+  template <int kBegin, int kEnd>
+  __device__ void walk_forward(unsigned count, LaneTile (&decay)[kChunk],
                                LaneTile (&state)[kChunk]) const {
-    LaneTile before;
-    get_state(half, slot, before);
 #pragma unroll
-    for (int t = 0; t < kChunk; ++t) {
+    for (int t = kBegin; t < kEnd; ++t) {
+      const unsigned at = staged(count) + static_cast<unsigned>(t) * (kColumns * kVector);
       PerChannel delta, delta_u;
       PerState b;
-      unpack(shared_.step[t][g()], delta);
-      unpack(shared_.step[t][kChannelLanes + g()], delta_u);
-      get_row(table.b, half, t, b);
+      unpack(column(at, kDelta), delta);
+      unpack(column(at, kDeltaU), delta_u);
+      get_row(count, 0, t, b);
 #pragma unroll
       for (int i = 0; i < kLaneChannels; ++i) {
 #pragma unroll
         for (int j = 0; j < kLaneStates; ++j) {
-          const float last = t == 0 ? before[i][j] : state[t - 1][i][j];
+          const float last = state[t == 0 ? 0 : t - 1][i][j];
           decay[t][i][j] = cuda::exp2_approx(delta[i] * rate_[i][j]);
           state[t][i][j] = fmaf(decay[t][i][j], last, delta_u[i] * b[j]);
         }
@@ -355,20 +483,22 @@ class TileScan {
   }
 
   /// Takes gamma back through the chunk, and leaves parts of grad_b and grad_c for sum_channels().
-  __device__ void walk_backward(int half, int slot, const Table& table,
-                                const LaneTile (&decay)[kChunk], const LaneTile (&state)[kChunk],
-                                StateSums& gamma_b, StateSums& gamma_rate) {
+  __device__ void walk_backward(unsigned count, const LaneTile (&decay)[kChunk],
+                                const LaneTile (&state)[kChunk]) {
+    gamma_b_ = StateSums();
+    gamma_rate_ = StateSums();
 #pragma unroll
     for (int t = kChunk - 1; t >= 0; --t) {
       LaneTile before;
-      if (t == 0) get_state(half, slot, before);
+      if (t == 0) get_state(count, before);
+      const unsigned at = staged(count) + static_cast<unsigned>(t) * (kColumns * kVector);
       PerChannel delta, delta_u, grad_y, with_b, with_rate;
       PerState b, c, grad_b, grad_c;
-      unpack(shared_.step[t][g()], delta);
-      unpack(shared_.step[t][kChannelLanes + g()], delta_u);
-      unpack(shared_.grad_y[t][g()], grad_y);
-      get_row(table.b, half, t, b);
-      get_row(table.c, half, t, c);
+      unpack(column(at, kDelta), delta);
+      unpack(column(at, kDeltaU), delta_u);
+      unpack(column(at, kStagedGradY), grad_y);
+      get_row(count, 0, t, b);
+      get_row(count, 1, t, c);
 #pragma unroll
       for (int i = 0; i < kLaneChannels; ++i) {
 #pragma unroll
@@ -384,15 +514,18 @@ class TileScan {
           rate_sum_[i][j] = fmaf(delta[i], g_decayed, rate_sum_[i][j]);
         }
       }
-      shared_.exchange[t][0][lane_] = pack(grad_b);
-      shared_.exchange[t][1][lane_] = pack(grad_c);
-      gamma_b.add(with_b, t, is_lane_);
-      gamma_rate.add(with_rate, t, is_lane_);
+      const unsigned to = at_lane_ + offsetof(WarpShared, exchange) +
+                          static_cast<unsigned>(t) * sizeof(shared_.exchange[0]);
+      shared_at<float4>(to) = pack(grad_b);
+      shared_at<float4>(to + sizeof(shared_.exchange[0][0])) = pack(grad_c);
+      const float2 is_lane = reinterpret_cast<const float2*>(&shared_.is_lane[t / 2][g()])[t % 2];
+      gamma_b_.add(with_b, t, is_lane);
+      gamma_rate_.add(with_rate, t, is_lane);
     }
   }
 
-  /// Adds up what the channel lanes left, in order, and gives it to `sums`, (kChunk, kRowStates).
-  __device__ void sum_channels(float* sums) const {
+  /// Adds up what the channel lanes left of a chunk, in order, and gives it to the block's sums.
+  __device__ void sum_channels(unsigned count) const {
     const float4* from = &shared_.exchange[lane_ / 8][lane_ / 4 % 2][lane_ % 4];
     float4 sum = from[0];
 #pragma unroll
@@ -403,120 +536,138 @@ class TileScan {
       sum.z += part.z;
       sum.w += part.w;
     }
-    reinterpret_cast<float4*>(sums)[lane_] = sum;
+    constexpr unsigned kTileBytes = kChunkSums * sizeof(float);
+    if (written_steps_ != 0)
+      shared_at<float4>(offsetof(BlockShared, sums) +
+                        count % kWideRing * (kBlockTiles * kTileBytes) +
+                        threadIdx.x / 32 * kTileBytes + lane_ * kVector) = sum;
   }
 
-  /// Writes grad_u and grad_dt at step q of the chunk, from the sums over states.
-  __device__ void finish(int half, int slot, const Table& table, unsigned row, bool present,
-                         const PerChannel& gamma_b, const PerChannel& gamma_rate) {
+  /// Writes grad_u and grad_dt at step q of a chunk, from the sums over states.
+  __device__ void finish(unsigned count, unsigned t) {
+    const unsigned from = staged_own(count);
     PerChannel u, delta, grad_y, slope, d_skip, grad_u, grad_dt;
-    get(kU, half, slot, u);
-    unpack(shared_.step[q()][g()], delta);
-    unpack(shared_.grad_y[q()][g()], grad_y);
-    unpack(shared_.slope[lane_], slope);
+    unpack(reinterpret_cast<const uint2&>(column(from, kStagedU)), u);
+    unpack(column(from, kDocuments ? kStep : kDelta), delta);
+    unpack(column(from, kStagedGradY), grad_y);
+    unpack(column(from, kSlope), slope);
     unpack(shared_.d_skip[g()], d_skip);
-    if (pass_.document_start && table.begins[half * kChunk + q()] != 0) {
-      PerChannel dt, bias;
-      get(kDt, half, slot, dt);
-      unpack(shared_.dt_bias[g()], bias);
-#pragma unroll
-      for (int i = 0; i < kLaneChannels; ++i) delta[i] = Softplus(dt[i] + bias[i]).value;
-    }
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
-      grad_u[i] = fmaf(d_skip[i], grad_y[i], delta[i] * gamma_b[i]);
-      grad_dt[i] = slope[i] * fmaf(u[i], gamma_b[i], kLn2 * gamma_rate[i]);
+      const float gamma_b = gamma_b_.sums[i], gamma_rate = gamma_rate_.sums[i];
+      grad_u[i] = fmaf(d_skip[i], grad_y[i], delta[i] * gamma_b);
+      grad_dt[i] = slope[i] * fmaf(u[i], gamma_b, kLn2 * gamma_rate);
       dt_bias_sum_[i] += grad_dt[i];
+      d_skip_sum_[i] = fmaf(grad_y[i], u[i], d_skip_sum_[i]);
     }
-    if (!present) return;
-    write(pass_.grad_u, pass_.u_mode, row, grad_u);
-    write(pass_.grad_dt, pass_.dt_mode, row, grad_dt);
+    store(kGradU, pass_.grad_u, pass_.u_mode, t, grad_u);
+    store(kGradDt, pass_.grad_dt, pass_.dt_mode, t, grad_dt);
   }
 
-  __device__ void write(const TileRows<bf16>& rows, GradMode mode, unsigned row,
+  /// Writes the lane's values at step q of the chunk that begins with step t.
+  __device__ void store(Result result, const TileRows<bf16>& rows, GradMode mode, unsigned t,
                         const PerChannel& values) const {
-    const auto column = static_cast<unsigned>(first_channel_ + g() * kLaneChannels);
-    if (pass_.writes_all) {
-      cuda::store(values, rows.at(row, column));
-    } else if (rows) {
-      cuda::put(mode, rows.at(row, column), values);
+    const bool write = t + q() < written_steps_;
+    std::byte* first =
+        shared_at<Places>(at_lane_ + offsetof(WarpShared, results) + result / 2 * 32 * kVector)
+            .of[result % 2];
+    bf16* to = reinterpret_cast<bf16*>(first + std::uint64_t{t} * rows.stride_bytes);
+    if (kPlain) {
+      cuda::store_streaming(to, cuda::pack<bf16>(values).at, write);
+    } else if (rows && write) {
+      cuda::put(mode, to, values);
     }
   }
 
-  __device__ void get_row(const float (&table)[kPeriod][kStates], int half, int t,
-                          PerState& to) const {
-    unpack(*reinterpret_cast<const float4*>(&table[half * kChunk + t][q() * kLaneStates]), to);
-  }
   /// sum = a * b for the first of the terms, sum + a * b for the others.
   __device__ static void add(int term, float a, float b, float& sum) {
     sum = term == 0 ? a * b : fmaf(a, b, sum);
   }
 
   const BackwardTiles& pass_;
-  BlockShared& block_;
-  const int warp_, lane_;
   WarpShared& shared_;
-  unsigned first_row_ = 0;
-  int first_channel_ = 0;
+  const unsigned lane_;
+  const unsigned at_g_, at_step_;  ///< offset of what is staged for the lane's channels; step q's
+  const unsigned at_lane_;         ///< offset of the warp's memory, and a vector a lane further
+  unsigned row_ = 0, channel_ = 0;
+  unsigned first_step_ = 0;     ///< of the piece
+  unsigned steps_ = 0;          ///< from the first one to the row's end
+  unsigned written_steps_ = 0;  ///< of the piece
   LaneTile rate_, gamma_, rate_sum_;
   PerChannel d_skip_sum_, dt_bias_sum_;
-  float is_lane_[kChannelLanes];
+  StateSums gamma_b_, gamma_rate_;  ///< of the last chunk
 };
 
 /// Brings b and c of a period, a thread one of the values, in two acts: the second waits for the
-/// first one's loads.
+/// first one's load.
 class TableLoader {
  public:
-  __device__ TableLoader(const BackwardTiles& pass)
-      : pass_(pass),
-        step_(static_cast<int>(threadIdx.x) / kRowStates),
-        column_(static_cast<int>(threadIdx.x) % kRowStates) {}
+  __device__ TableLoader(const BackwardTiles& pass, BlockShared& shared)
+      : pass_(pass), at_(offset_of(shared.table_places[threadIdx.x])) {}
 
-  __device__ void load(int batch, int period) {
-    const int t = period * kPeriod + step_;
-    const bool present = period >= 0 && t < pass_.L;
+  __device__ void begin(int batch, const Piece& piece) {
+    const unsigned state = threadIdx.x % static_cast<unsigned>(kStates);
+    const unsigned is_c = threadIdx.x / static_cast<unsigned>(kStates) % 2;
+    const auto first_step = static_cast<unsigned>(piece.begin) * kPeriod;
     const unsigned row =
-        static_cast<unsigned>(batch) * static_cast<unsigned>(pass_.L) + static_cast<unsigned>(t);
-    const bool is_b = column_ < static_cast<int>(kStates);
-    const auto column = static_cast<unsigned>(column_) % static_cast<unsigned>(kStates);
-    const bf16* from = is_b ? pass_.b.at(row, column) : pass_.c.at(row, column);
-    value_ = present ? *from : cuda::from_float<bf16>(0);
-    begins_ = present && pass_.document_start && column_ == 0 && pass_.document_start[row] == t;
+        static_cast<unsigned>(batch) * static_cast<unsigned>(pass_.L) + first_step + step();
+    steps_ = static_cast<unsigned>(pass_.L) - first_step;
+    const TileRows<bf16>& rows = is_c ? pass_.c : pass_.b;
+    const unsigned value = ((1 - step() / kChunk) * 2 + is_c) * kChunk + step() % kChunk;
+    shared_at<TablePlace>(at_) = {reinterpret_cast<const std::byte*>(rows.at(row, state)),
+                                  rows.stride_bytes,
+                                  static_cast<unsigned>(offsetof(BlockShared, tables) +
+                                                        (value * kStates + state) * sizeof(float))};
   }
-  __device__ void store(Table& table) const {
-    const bool is_b = column_ < static_cast<int>(kStates);
-    (is_b ? table.b : table.c)[step_][column_ % kStates] = cuda::to_float(value_);
-    if (column_ == 0) table.begins[step_] = begins_ ? 1.f : 0.f;
+  /// The period that begins with the piece's step t; t < 0: none.
+  __device__ void load(unsigned t) {
+    const TablePlace place = shared_at<TablePlace>(at_);
+    const auto* from =
+        reinterpret_cast<const unsigned short*>(place.from + std::uint64_t{t} * place.stride_bytes);
+    value_ = 0;
+    if (static_cast<int>(t) >= 0 && t + step() < steps_) value_ = __ldg(from);
+    to_ = place.to;
+  }
+  /// The period has the chunks `count` and `count` + 1.
+  __device__ void store(unsigned count) const {
+    shared_at<float>(to_ + count % kWideRing * (2 * kChunk * kStates * sizeof(float))) =
+        __uint_as_float(unsigned{value_} << 16);
   }
 
  private:
+  __device__ static unsigned step() { return threadIdx.x / kRowStates; }
+
   const BackwardTiles& pass_;
-  const int step_, column_;
-  bf16 value_;
-  bool begins_ = false;
+  const unsigned at_;
+  unsigned steps_ = 0;  ///< from the piece's first one to the row's end
+  unsigned to_ = 0;
+  unsigned short value_ = 0;
 };
 
-/// Adds up the warps' sums of a period, in order. `to`: (kPeriod, kRowStates).
-__device__ inline void sum_warps(const float (&sums)[kBlockTiles][kPeriodSums], float* to) {
-  float sum = sums[0][threadIdx.x];
+/// One of the (kPeriod, kRowStates) sums over a block's tiles, in order, of the period with the
+/// chunks `count` and `count` + 1.
+__device__ inline float sum_warps(const BlockShared& shared, unsigned count) {
+  const unsigned later = threadIdx.x / kChunkSums;
+  const auto& sums = shared.sums[count % kWideRing + 1 - later];
+  float sum = sums[0][threadIdx.x % kChunkSums];
 #pragma unroll
-  for (int warp = 1; warp < kBlockTiles; ++warp) sum += sums[warp][threadIdx.x];
-  to[threadIdx.x] = sum;
+  for (int warp = 1; warp < kBlockTiles; ++warp) sum += sums[warp][threadIdx.x % kChunkSums];
+  return sum;
 }
 
-/// Grid `workers`, block kBlockThreads, 173 KiB of shared memory, so one block a multiprocessor.
+/// Grid `workers`, block kBlockThreads, 210 KiB of shared memory, so one block a multiprocessor.
 /// Limited by instruction issue: about 18 instructions a state and step, of which 12 are the two
 /// recurrences and their sums.
+template <bool kDocuments, bool kPlain>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     scan_backward_tiles(const __grid_constant__ BackwardTiles pass) {
   BlockShared& shared = *reinterpret_cast<BlockShared*>(cuda::dynamic_shared());
-  const int warp = static_cast<int>(threadIdx.x) / 32;
   // A worker waits for a worker with a lower number only, and only for what that one does first of
   // all and waits for nobody. Numbers are given in the order in which blocks begin, so whoever is
   // waited for is at work already: however few blocks find a place at a time, all come to an end.
   if (threadIdx.x == 0) shared.worker = atomicAdd(pass.partials.counters, 1);
-  for (auto& sums : shared.sums) {  // of the tiles that a block at the last channels lacks
-    for (auto& of_tile : sums) of_tile[threadIdx.x] = 0;
+  for (auto& of_chunk : shared.sums) {  // of the tiles that a block at the last channels lacks
+    for (auto& of_tile : of_chunk) of_tile[threadIdx.x % kChunkSums] = 0;
   }
   const Turns turns(shared.turns);
   const Schedule& schedule = pass.schedule;
@@ -524,65 +675,75 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const std::int64_t first_row = schedule.begin(worker) / schedule.periods;
   const std::int64_t last_row = (schedule.begin(worker + 1) - 1) / schedule.periods;
 
-  TileScan scan(pass, shared);
-  TableLoader loader(pass);
-  int turn = 0;
+  TileScan<kDocuments, kPlain> scan(pass, shared);
+  TableLoader loader(pass, shared);
+  unsigned count = 0;  // of chunks; a period is a turn
 #pragma unroll 1
   for (std::int64_t row = last_row; row >= first_row; --row) {
     const Piece piece(schedule, worker, row);
     const int batch = static_cast<int>(row / schedule.blocks);
     const int block = static_cast<int>(row % schedule.blocks);
-    const int first_channel = (block * kBlockTiles + warp) * static_cast<int>(kChannels);
+    const int first_channel =
+        (block * kBlockTiles + static_cast<int>(threadIdx.x) / 32) * static_cast<int>(kChannels);
+    // A warp for which the block has no channels left repeats the last ones, for nobody.
     const bool active = first_channel < pass.D;
     float* sums =
         pass.partials.b_c +
-        ((std::int64_t{block} * pass.B + batch) * schedule.periods + piece.end) * kPeriodSums;
-    loader.load(batch, piece.end - 1);
-    loader.store(shared.tables[turn % 4]);
-    loader.load(batch, piece.end - 2);
-    loader.store(shared.tables[(turn + 1) % 4]);
-    loader.load(batch, piece.end - 3);
-    if (active) {
-      scan.begin(batch, first_channel);
-      scan.load<false>(piece.end - 1, turn % 2, batch);
-      if (piece.index > 0) {
-        if (schedule.at_once()) {
-          scan.gather(row, piece.index);
-        } else {
-          scan.take_over(row);
-        }
+        ((std::int64_t{block} * pass.B + batch) * schedule.periods + piece.end) * kPeriodSums +
+        threadIdx.x;
+    const unsigned steps = static_cast<unsigned>(piece.end - piece.begin) * kPeriod;
+    unsigned t = steps - kPeriod;  // the period's first step, from the piece's
+    loader.begin(batch, piece);
+    loader.load(t);
+    loader.store(count);
+    loader.load(t - kPeriod);
+    loader.store(count + kPeriodChunks);
+    loader.load(t - 2 * kPeriod);
+    scan.begin(batch, min(first_channel, pass.D - static_cast<int>(kChannels)), piece, active);
+    __syncwarp();
+    scan.template load<false>(t, count);
+    if (piece.index > 0 && active) {
+      if (schedule.at_once()) {
+        scan.gather(row, piece.index);
+      } else {
+        scan.take_over(row);
       }
     }
     cuda::async_copies_commit();
+    cuda::async_copies_wait<0>();
     __syncthreads();
+    scan.prepare(count, t + kChunk);
 #pragma unroll 1
-    for (int period = piece.end - 1; period >= piece.begin; --period, ++turn) {
-      if (period < piece.end - 2) {
-        turns.wait(turn - 2);
+    for (;; t -= kPeriod) {
+      if (t + 2 * kPeriod < steps) {
+        turns.wait(count / kPeriodChunks - 1);
         sums -= kPeriodSums;
-        sum_warps(shared.sums[(turn - 2) % 4], sums);
+        *sums = sum_warps(shared, count - 2 * kPeriodChunks);
       }
-      cuda::async_copies_wait<0>();
-      __syncwarp();
-      loader.store(shared.tables[(turn + 2) % 4]);
-      loader.load(batch, period - 3);
-      if (active) {
-        if (period > piece.begin) scan.load<true>(period - 1, (turn + 1) % 2, batch);
-        cuda::async_copies_commit();
+      loader.store(count + 2 * kPeriodChunks);
+      loader.load(t - 3 * kPeriod);
+      if (t > 0) scan.template load<true>(t - kPeriod, count + kPeriodChunks);
+      cuda::async_copies_commit();
 #pragma unroll 1
-        for (int half = kPeriodChunks - 1; half >= 0; --half) {
-          scan.chunk(period, half, turn % 2, shared.tables[turn % 4], shared.sums[turn % 4][warp]);
+      for (unsigned i = 0; i < kPeriodChunks; ++i) {
+        if (i == 1) {
+          turns.done(count / kPeriodChunks);
+          cuda::async_copies_wait<0>();
+          __syncwarp();
         }
+        scan.chunk(count, t + kChunk - i * kChunk);
+        ++count;
       }
-      turns.done(turn);
+      if (t == 0) break;
     }
+    scan.flush(count - 1, 0);
     __syncthreads();
-    if (piece.end - piece.begin > 1) {
+    if (steps > kPeriod) {
       sums -= kPeriodSums;
-      sum_warps(shared.sums[(turn - 2) % 4], sums);
+      *sums = sum_warps(shared, count - 2 * kPeriodChunks);
     }
     sums -= kPeriodSums;
-    sum_warps(shared.sums[(turn - 1) % 4], sums);
+    *sums = sum_warps(shared, count - kPeriodChunks);
     if (active) {
       scan.store_sums(batch, piece.index, piece.begin == 0);
       if (piece.begin > 0 && !schedule.at_once()) scan.hand_over(row);
@@ -660,7 +821,10 @@ void backward_tiles(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args) {
                       gpu.stream()),
       SelectiveScan::kName);
   if (schedule.at_once()) scan_ahead(gpu, pass);
-  cuda::launch(gpu, SelectiveScan::kName, scan_backward_tiles,
+  const auto kernel = !pass.writes_all      ? scan_backward_tiles<true, false>
+                      : pass.document_start ? scan_backward_tiles<true, true>
+                                            : scan_backward_tiles<false, true>;
+  cuda::launch(gpu, SelectiveScan::kName, kernel,
                {.grid = dim3(static_cast<unsigned>(schedule.workers)),
                 .block = dim3(kBlockThreads),
                 .shared_bytes = sizeof(BlockShared)},
