@@ -273,6 +273,7 @@ void verify_file(const ShardManifest& manifest, const ManifestFile& file) {
 
 void verify_files(const ShardManifest& manifest, const VerifyOptions& options) {
   VerifiedFiles verified(manifest.folder, options.cache_folder);
+  const auto began = std::chrono::system_clock::now();
   std::vector<FileToVerify> files;
   std::int64_t total = 0;
   for (const ManifestFile* file : all_files(manifest)) {
@@ -298,7 +299,7 @@ void verify_files(const ShardManifest& manifest, const VerifyOptions& options) {
       try {
         verify_file(manifest, *file);
         if (stamp_of(manifest.path_of(*file)) == stamp) {
-          verified.add(file->name, stamp, file->xxh3);
+          verified.add(file->name, stamp, file->xxh3, began);
         }
       } catch (...) {
         verified.remove(file->name);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -27,11 +26,11 @@ std::int64_t nanoseconds(const timespec& time) {
   return std::int64_t{1'000'000'000} * time.tv_sec + time.tv_nsec;
 }
 
-/// Whether neither contents nor status changed within the last kSettledNs.
-bool has_settled(const FileStamp& stamp) {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return std::max(stamp.modified_ns, stamp.changed_ns) + VerifiedFiles::kSettledNs <
-         std::chrono::nanoseconds(now).count();
+/// Whether neither contents nor status changed within kSettled before `time`: changes after it have
+/// other times then, however coarse these are.
+bool had_settled(const FileStamp& stamp, std::chrono::system_clock::time_point time) {
+  const std::chrono::nanoseconds changed(std::max(stamp.modified_ns, stamp.changed_ns));
+  return changed + VerifiedFiles::kSettled < time.time_since_epoch();
 }
 
 fs::path absolute_variable(const char* name) {
@@ -103,8 +102,9 @@ bool VerifiedFiles::contains(const std::string& name, const FileStamp& stamp,
   return found != entries_.end() && found->second.stamp == stamp && found->second.xxh3 == xxh3;
 }
 
-void VerifiedFiles::add(const std::string& name, const FileStamp& stamp, const std::string& xxh3) {
-  if (!has_settled(stamp)) return;
+void VerifiedFiles::add(const std::string& name, const FileStamp& stamp, const std::string& xxh3,
+                        std::chrono::system_clock::time_point began) {
+  if (!had_settled(stamp, began)) return;
   const std::lock_guard lock(mutex_);
   entries_[name] = {stamp, xxh3};
   changed_ = true;

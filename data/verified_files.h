@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -24,7 +25,7 @@ std::filesystem::path user_cache_folder();
 /// Remembers which files of one folder had the hash that was expected of them, so that they need
 /// not be read again to know it: in a file of the user's cache, never in the folder itself. A file
 /// whose stamp or expected hash is another one is not remembered, nor is one that was changed so
-/// lately that a clock of coarse grain would not show a second change.
+/// lately before it was read that a clock of coarse grain would not show a change while it was.
 ///
 /// What is in the cache may be missing, damaged or another version's: then nothing is remembered.
 /// Several processes may save at once: the last one wins. Safe to use from several threads.
@@ -38,13 +39,16 @@ class VerifiedFiles {
 
   /// Whether the file of that name and stamp had the hash `xxh3`, 16 hexadecimal digits.
   bool contains(const std::string& name, const FileStamp& stamp, const std::string& xxh3) const;
-  /// From now on it had. `stamp` is that of both before and after it was read.
-  void add(const std::string& name, const FileStamp& stamp, const std::string& xxh3);
+  /// From now on it had. `stamp` is that of both before and after it was read, and `began` a time
+  /// before the first of both was taken.
+  void add(const std::string& name, const FileStamp& stamp, const std::string& xxh3,
+           std::chrono::system_clock::time_point began);
   void remove(const std::string& name);
   /// Writes what has changed, all or nothing. Where that is not possible a line says so.
   void save();
 
-  static constexpr std::int64_t kSettledNs = 2'000'000'000;  ///< without a change, to be remembered
+  /// How long a file must have been without a change when it is read, to be remembered.
+  static constexpr std::chrono::seconds kSettled{2};
 
  private:
   struct Entry {

@@ -23,6 +23,7 @@ using testing::IsEmpty;
 
 constexpr const char* kHash = "0123456789abcdef";
 constexpr FileStamp kStamp{.bytes = 5, .modified_ns = 7, .changed_ns = 8, .inode = 9};
+constexpr std::chrono::system_clock::time_point kLater{std::chrono::hours(1)};
 
 std::vector<fs::path> files_below(const fs::path& folder) {
   std::vector<fs::path> files;
@@ -42,8 +43,8 @@ TEST(VerifiedFiles, AreRememberedByNameStampAndHash) {
   {
     VerifiedFiles files(data.path(), cache.path());
     EXPECT_FALSE(files.contains("a", kStamp, kHash));
-    files.add("a", kStamp, kHash);
-    files.add("b", kStamp, kHash);
+    files.add("a", kStamp, kHash, kLater);
+    files.add("b", kStamp, kHash, kLater);
     files.remove("b");
     EXPECT_TRUE(files.contains("a", kStamp, kHash));
     EXPECT_THAT(files_below(cache.path()), IsEmpty());
@@ -69,30 +70,40 @@ TEST(VerifiedFiles, OfOneFolderAreTheSameByEveryPathToIt) {
   fs::create_directory_symlink(data / "real", data / "link");
   {
     VerifiedFiles files(data / "link/../real/.", cache.path());
-    files.add("a", kStamp, kHash);
+    files.add("a", kStamp, kHash, kLater);
     files.save();
   }
   EXPECT_TRUE(VerifiedFiles(data / "link", cache.path()).contains("a", kStamp, kHash));
 }
 
-TEST(VerifiedFiles, ThatChangedAMomentAgoAreNotRemembered) {
+TEST(VerifiedFiles, ThatChangedAMomentBeforeTheyWereReadAreNotRemembered) {
   const TemporaryFolder data, cache;
   VerifiedFiles files(data.path(), cache.path());
   overwrite(data / "a", "text");
-  files.add("a", stamp_of(data / "a"), kHash);
-  EXPECT_FALSE(files.contains("a", stamp_of(data / "a"), kHash));
   // Times of the contents can be set; those of the status, which count too, cannot.
   const utimbuf long_ago{.actime = 1000, .modtime = 1000};
   ASSERT_EQ(::utime((data / "a").c_str(), &long_ago), 0);
-  EXPECT_EQ(stamp_of(data / "a").modified_ns, std::int64_t{1000} * 1'000'000'000);
-  files.add("a", stamp_of(data / "a"), kHash);
-  EXPECT_FALSE(files.contains("a", stamp_of(data / "a"), kHash));
+  const FileStamp stamp = stamp_of(data / "a");
+  ASSERT_EQ(stamp.modified_ns, std::int64_t{1000} * 1'000'000'000);
+  const auto changed =
+      std::chrono::system_clock::time_point(std::chrono::nanoseconds(stamp.changed_ns));
+  // What counts is when reading began: a file may take long to read and change meanwhile.
+  for (const auto began : {changed, changed + VerifiedFiles::kSettled}) {
+    files.add("a", stamp, kHash, began);
+    EXPECT_FALSE(files.contains("a", stamp, kHash));
+  }
+  files.add("a", stamp, kHash, changed + VerifiedFiles::kSettled + std::chrono::milliseconds(1));
+  EXPECT_TRUE(files.contains("a", stamp, kHash));
+  FileStamp written = stamp;
+  std::swap(written.modified_ns, written.changed_ns);
+  files.add("b", written, kHash, changed + VerifiedFiles::kSettled);
+  EXPECT_FALSE(files.contains("b", written, kHash));
 }
 
 TEST(VerifiedFiles, ACacheThatIsDamagedOrAnothersIsIgnored) {
   const TemporaryFolder data, cache;
   VerifiedFiles files(data.path(), cache.path());
-  files.add("a", kStamp, kHash);
+  files.add("a", kStamp, kHash, kLater);
   files.save();
   ASSERT_EQ(files_below(cache.path()).size(), 1);
   const fs::path file = files_below(cache.path()).front();
@@ -112,7 +123,7 @@ TEST(VerifiedFiles, ACacheThatIsDamagedOrAnothersIsIgnored) {
     EXPECT_FALSE(VerifiedFiles(data.path(), cache.path()).contains("a", kStamp, kHash)) << bad;
     // And it is replaced by what is found now.
     VerifiedFiles again(data.path(), cache.path());
-    again.add("b", kStamp, kHash);
+    again.add("b", kStamp, kHash, kLater);
     again.save();
     EXPECT_TRUE(VerifiedFiles(data.path(), cache.path()).contains("b", kStamp, kHash)) << bad;
   }
@@ -123,7 +134,7 @@ TEST(VerifiedFiles, ACacheThatCannotBeWrittenIsNoError) {
   overwrite(cache / "file", "");
   for (const fs::path& place : {cache / "file", fs::path(), fs::path("/proc/no/such/folder")}) {
     VerifiedFiles files(data.path(), place);
-    files.add("a", kStamp, kHash);
+    files.add("a", kStamp, kHash, kLater);
     EXPECT_NO_THROW(files.save());
     EXPECT_FALSE(VerifiedFiles(data.path(), place).contains("a", kStamp, kHash));
   }
@@ -138,7 +149,8 @@ TEST(VerifiedFiles, ManyMaySaveAtOnce) {
       savers.emplace_back([&] {
         for (int k = 0; k < 20; ++k) {
           VerifiedFiles files(data.path(), cache.path());
-          for (int n = 0; n < 100; ++n) files.add(fmt::format("shard_{}", n), kStamp, kHash);
+          for (int n = 0; n < 100; ++n)
+            files.add(fmt::format("shard_{}", n), kStamp, kHash, kLater);
           files.save();
         }
       });
@@ -174,8 +186,7 @@ class VerifyFiles : public testing::Test {
   void SetUp() override {
     write_shards(data_.path(), {{.tokens = some_tokens(400, 50)}, {.tokens = some_tokens(300, 50)}},
                  50);
-    std::this_thread::sleep_for(std::chrono::nanoseconds(VerifiedFiles::kSettledNs) +
-                                std::chrono::milliseconds(50));
+    std::this_thread::sleep_for(VerifiedFiles::kSettled + std::chrono::milliseconds(50));
   }
   void verify(Verification verification = Verification::kChanged) {
     verify_files(ShardManifest::load(data_.path()),
@@ -212,6 +223,13 @@ TEST_F(VerifyFiles, AreNotReadAgainUntilTheyChange) {
 
   damage(data_ / "shard_00001.h5");
   EXPECT_THAT(refusal(), HasSubstr("shard_00001.h5"));
+  EXPECT_TRUE(remembers("shard_00000.h5"));
+  EXPECT_FALSE(remembers("shard_00001.h5"));
+}
+
+TEST_F(VerifyFiles, ThatHaveJustChangedAreReadEachTime) {
+  overwrite(data_ / "shard_00001.h5", read_text_file(data_ / "shard_00001.h5", 1 << 20));
+  verify();
   EXPECT_TRUE(remembers("shard_00000.h5"));
   EXPECT_FALSE(remembers("shard_00001.h5"));
 }
