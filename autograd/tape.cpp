@@ -84,6 +84,8 @@ void Tape::restore(const Var& var) {
   const Step again = std::exchange(made_by->forward_again, nullptr);
   again(*this, made_by->payload);
   made_by->forward_again = again;
+  require(static_cast<bool>(slot.memory), ErrorKind::kInternal,
+          "{}: backward reads it, and the op that made it does not make it again", slot.label);
 }
 
 void Tape::keep_for_backward(const Var& var) {

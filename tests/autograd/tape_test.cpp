@@ -15,6 +15,8 @@
 namespace jiboia::test {
 namespace {
 
+using testing::HasSubstr;
+
 /// A sink that keeps gradients and counts calls.
 class RecordingSink : public GradSink {
  public:
@@ -236,38 +238,97 @@ TEST(Tape, ReleasedValuesAreComputedAgainToTheSameBits) {
   EXPECT_EQ(run(Recompute::kSelective, nullptr).peak_bytes, again.peak_bytes);
 }
 
-/// Releases a value that nothing can make again, since its input goes as well.
-Pair released_inputs(Tape& tape, const ParameterId& weight, const Pair& in) {
+/// Adds nothing to `x`, makes `second` only beside an `extra`, and is run again without one.
+struct Forgetful {
+  static constexpr const char* kName = "forgetful";
+  static constexpr const char* kOutputs[] = {"first", "second"};
+  template <class T = Tensor>
+  struct In {
+    T x, extra;
+  };
+  template <class T = Tensor>
+  struct Out {
+    T first, second;
+  };
+  using Attrs = NoAttrs;
+  static constexpr In<bool> kBackwardReadsInputs{};
+  static constexpr Out<bool> kBackwardReadsOutputs{};
+  template <class T>
+  static In<T> again(const In<T>& in, const Out<T>&) {
+    return {.x = in.x, .extra = {}};
+  }
+  static Out<Spec> infer(const In<Spec>& in, const Attrs&) { return {in.x, in.extra}; }
+  static void forward(auto& exec, const ForwardArgs<Forgetful>& args) {
+    copy(exec, args.in.x, args.out.first);
+    if (args.out.second) copy(exec, args.in.extra, args.out.second);
+  }
+  static void backward(auto&, const BackwardArgs<Forgetful>&) {}
+};
+
+using SegmentFunction = Pair (*)(Tape&, const ParameterId&, const Pair&);
+
+/// Releases what the op's own backward pass reads, when the op is not there to run again.
+Pair released_own_output(Tape& tape, const ParameterId& weight, const Pair& in) {
   const auto norm = tape.apply<AddRmsNorm>(
       {.residual = in.first, .update = in.second, .weight = tape.parameter(weight)});
-  const auto again =
+  const auto next =
       tape.apply<AddRmsNorm>({.residual = norm.normed, .weight = tape.parameter(weight)});
   tape.release(norm.sum, RecomputeCost::kLow);
-  return {in.first, again.normed};
+  return {in.first, next.normed};
 }
 
-TEST(Tape, ValuesWhoseInputsAreGoneAreNotMadeUp) {
+/// Releases a value together with what it would be made from.
+Pair released_with_its_input(Tape& tape, const ParameterId& weight, const Pair& in) {
+  const auto norm = tape.apply<AddRmsNorm>(
+      {.residual = in.first, .update = in.second, .weight = tape.parameter(weight)});
+  const auto next =
+      tape.apply<AddRmsNorm>({.residual = norm.normed, .weight = tape.parameter(weight)});
+  tape.release(norm.sum, RecomputeCost::kLow);
+  tape.release(norm.normed, RecomputeCost::kLow);
+  return {in.first, next.normed};
+}
+
+/// Releases what its op does not make when it is run again.
+Pair released_for_good(Tape& tape, const ParameterId& weight, const Pair& in) {
+  const auto both = tape.apply<Forgetful>({.x = in.first, .extra = in.second});
+  const auto norm =
+      tape.apply<AddRmsNorm>({.residual = both.second, .weight = tape.parameter(weight)});
+  tape.release(both.second, RecomputeCost::kLow);
+  return {in.first, norm.normed};
+}
+
+TEST(Tape, ValuesThatNothingMakesAgainAreNotMadeUp) {
   const std::vector<TestTensor> parameters = {random_tensor({4, 4}, 1), random_tensor({4}, 2),
                                               random_tensor({5, 4}, 3)};
   std::vector<Tensor> values;
   for (const TestTensor& parameter : parameters) values.push_back(parameter.tensor());
-  RecordingSink sink(parameters);
   Exec exec = CpuExec(1);
   const Buffer memory = allocate_host(1 << 16, "a test");
-  Arena arena(memory.data(), memory.bytes());
-  Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
   const TestTensor x = random_tensor({1, 9, 4}, 5);
   const TestTensor targets(Spec(Dtype::kI32, {1, 9}));
   const ParameterId weight{1};
-  const Var y =
-      tape.apply<Linear>({.x = tape.constant(x.tensor()), .weight = tape.parameter(ParameterId{0})})
-          .y;
-  Pair state{y, tape.apply<AddRmsNorm>({.residual = y, .weight = tape.parameter(weight)}).normed};
-  state = tape.segment(Recompute::kSelective, &released_inputs, weight, state);
-  tape.apply_loss<CrossEntropy>({.x = state.second,
-                                 .weight = tape.parameter(ParameterId{2}),
-                                 .targets = tape.constant(targets.tensor())});
-  EXPECT_THROW(tape.backward(), Error);
+  const auto error_of = [&](SegmentFunction segment) -> std::string {
+    RecordingSink sink(parameters);
+    Arena arena(memory.data(), memory.bytes());
+    Tape tape(exec, arena, values, &sink, TapeMode::kTrain);
+    const Var y = tape.apply<Linear>({.x = tape.constant(x.tensor()),
+                                      .weight = tape.parameter(ParameterId{0})})
+                      .y;
+    Pair state{y, tape.apply<AddRmsNorm>({.residual = y, .weight = tape.parameter(weight)}).normed};
+    state = tape.segment(Recompute::kSelective, segment, weight, state);
+    tape.apply_loss<CrossEntropy>({.x = state.second,
+                                   .weight = tape.parameter(ParameterId{2}),
+                                   .targets = tape.constant(targets.tensor())});
+    try {
+      tape.backward();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "nothing was refused";
+  };
+  EXPECT_THAT(error_of(&released_own_output), HasSubstr("add_rms_norm.sum: backward reads"));
+  EXPECT_THAT(error_of(&released_with_its_input), HasSubstr("add_rms_norm.sum: backward reads"));
+  EXPECT_THAT(error_of(&released_for_good), HasSubstr("forgetful.second: backward reads"));
 }
 
 TEST(Tape, EverythingGoesBackToTheArena) {
