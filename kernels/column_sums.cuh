@@ -3,29 +3,11 @@
 #include <initializer_list>
 #include <span>
 
-#include "core/cuda/kernel.cuh"
+#include "kernels/vectors.cuh"
 
 /// Sums over rows, in an order that depends on shapes alone: blocks of rows go to partial sums in
 /// scratch memory, and the partial sums are added in a fixed order.
 namespace jiboia::cuda {
-
-/// Threads of a block.
-inline constexpr int kSumThreads = 512;
-
-/// The sum over threadIdx.y, of which there are a power of two, as a tree, in the threads with
-/// threadIdx.y = 0. To be called once, by all kSumThreads threads of the block; 2 KiB of shared
-/// memory.
-__device__ inline float sum_over_lanes(float value) {
-  __shared__ float values[kSumThreads];
-  float* mine = values + threadIdx.y * blockDim.x + threadIdx.x;
-  *mine = value;
-  __syncthreads();
-  for (unsigned lanes = blockDim.y / 2; lanes > 0; lanes /= 2) {
-    if (threadIdx.y < lanes) *mine = value += mine[lanes * blockDim.x];
-    __syncthreads();
-  }
-  return value;
-}
 
 /// Partial sums over tiles, (tiles, elements of `to`) of fp32 in GPU memory, and where their sums
 /// go, which may be a slice of columns. Skipped where `to` is absent.
@@ -51,32 +33,45 @@ struct AllPartialRows {
   PartialRows<T> at[kMaxPartialSums];
 };
 
+inline constexpr int kPartialThreads = 256;
+
 /// to[i] (+)= sum over tiles of partials[tile][i], i over the elements of `to`.
-/// Block (x elements, y tile lanes) of kSumThreads threads, grid (ceil(most elements / x), sums),
-/// 2 KiB of shared memory: lane y adds the tiles y, y + lanes, ..., then the lanes are added.
-/// Memory bound; limited by latency where there are few elements.
-template <class T>
-__global__ void __launch_bounds__(kSumThreads)
+/// Block (x vectors of kWidth elements, y tile lanes) of kPartialThreads threads, grid (ceil(most
+/// elements / (x kWidth)), sums), kWidth KiB of shared memory: lane y adds the tiles y, y + lanes,
+/// ..., then the lanes are added in their order. Limited by latency.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kPartialThreads)
     sum_partials_kernel(const AllPartialRows<T> all, std::int64_t tiles) {
   constexpr int kAhead = 8;  // loads that are under way at a time
+  __shared__ __align__(16) float lanes[kPartialThreads * kWidth];
   const PartialRows<T>& sums = all.at[blockIdx.y];
-  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i - threadIdx.x >= sums.size) return;  // the whole block
-  float sum = 0;
+  const int columns = static_cast<int>(blockDim.x) * kWidth;
+  const std::int64_t first_column = std::int64_t{blockIdx.x} * columns;
+  if (first_column >= sums.size) return;  // the whole block
+  const std::int64_t i = first_column + threadIdx.x * kWidth;
+  float sum[kWidth] = {};
   for (std::int64_t first = threadIdx.y; first < tiles; first += kAhead * blockDim.y) {
-    float ahead[kAhead];
+    float ahead[kAhead][kWidth] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const std::int64_t tile = first + k * blockDim.y;
-      ahead[k] = tile < tiles && i < sums.size ? sums.partials[tile * sums.size + i] : 0;
+      if (tile < tiles && i < sums.size) load(sums.partials + tile * sums.size + i, ahead[k]);
     }
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) sum += ahead[k];
+    for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sum[j] += ahead[k][j];
+    }
   }
-  sum = sum_over_lanes(sum);
-  if (threadIdx.y == 0 && i < sums.size) {
-    put(sums.to.mode, sums.to[i / sums.columns][i % sums.columns], sum);
-  }
+  store(sum, lanes + threadIdx.y * columns + threadIdx.x * kWidth);
+  __syncthreads();
+  const int column = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  const std::int64_t element = first_column + column;
+  if (column >= columns || element >= sums.size) return;
+  float total = 0;
+#pragma unroll 8
+  for (unsigned lane = 0; lane < blockDim.y; ++lane) total += lanes[lane * columns + column];
+  put(sums.to.mode, sums.to[element / sums.columns][element % sums.columns], total);
 }
 
 /// Adds up to kMaxPartialSums partial sums over the same tiles, at once. Asynchronous.
@@ -88,8 +83,12 @@ inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
   Dtype dtype = Dtype::kF32;
   std::int64_t size = 0;
   unsigned count = 0;
+  constexpr int kVector = 4;
+  bool vectors = true;
   for (const PartialSums& sums : all) {
     if (!sums.to) continue;
+    vectors = vectors && sums.to.size() % kVector == 0 &&
+              aligned(sums.partials, kVector * static_cast<std::int64_t>(sizeof(float)));
     require(count == 0 || sums.to.dtype == dtype, ErrorKind::kUnsupported,
             "{}: sums of {} and {} at once", where.name, to_string(dtype),
             to_string(sums.to.dtype));
@@ -97,18 +96,17 @@ inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
     size = std::max(size, sums.to.size());
     ++count;
   }
-  // Enough lanes that each has all of its tiles under way at once.
-  unsigned lanes = 1;
-  while (lanes < 64 && lanes * 4 < tiles) lanes *= 2;
-  const unsigned width = kSumThreads / lanes;
+  // Enough lanes that each has all of its tiles under way at once, up to 512 tiles.
+  const unsigned lanes = tiles <= 256 ? 32 : 64, width = kPartialThreads / lanes;
   visit_stored(dtype, [&]<class T>() {
     AllPartialRows<T> rows;
     count = 0;
     for (const PartialSums& sums : all) {
       if (sums.to) rows.at[count++] = PartialRows<T>(sums);
     }
-    launch(gpu, where, sum_partials_kernel<T>,
-           {.grid = dim3(static_cast<unsigned>(ceil_div(size, width)), count),
+    const unsigned columns = width * (vectors ? kVector : 1);
+    launch(gpu, where, vectors ? sum_partials_kernel<T, kVector> : sum_partials_kernel<T, 1>,
+           {.grid = dim3(static_cast<unsigned>(ceil_div(size, columns)), count),
             .block = dim3(width, lanes)},
            rows, tiles);
   });
@@ -127,6 +125,24 @@ struct RowTiles {
         tiles(ceil_div(row_count, rows_per_tile)) {}
   std::int64_t rows, rows_per_tile, tiles;
 };
+
+/// Threads of a block.
+inline constexpr int kSumThreads = 512;
+
+/// The sum over threadIdx.y, of which there are a power of two, as a tree, in the threads with
+/// threadIdx.y = 0. To be called once, by all kSumThreads threads of the block; 2 KiB of shared
+/// memory.
+__device__ inline float sum_over_lanes(float value) {
+  __shared__ float values[kSumThreads];
+  float* mine = values + threadIdx.y * blockDim.x + threadIdx.x;
+  *mine = value;
+  __syncthreads();
+  for (unsigned lanes = blockDim.y / 2; lanes > 0; lanes /= 2) {
+    if (threadIdx.y < lanes) *mine = value += mine[lanes * blockDim.x];
+    __syncthreads();
+  }
+  return value;
+}
 
 /// partials[tile][column] = sum of `from` over the tile's rows.
 /// Block (32 columns, 16 row lanes), grid (ceil(columns / 32), tiles), 2 KiB of shared memory: a

@@ -90,13 +90,6 @@ bool takes_runs(const CausalConv1d::In<>& in, std::initializer_list<Tensor> othe
   return takes;
 }
 
-/// How the backward pass of these tensors is cut.
-Cut cut_backward(const Spec& x) {
-  constexpr int kLongestRun = BackwardPlan<float>::kLongestRun;
-  static_assert(kLongestRun == BackwardPlan<cuda::bf16>::kLongestRun);
-  return Cut(x.shape[0], x.shape[1], x.shape[2], kLongestRun);
-}
-
 /// Calls visitor.template operator()<kTaps>() with kTaps = W, which is 2, 3 or 4.
 template <class Visitor>
 void visit_taps(std::int64_t W, Visitor visitor) {
@@ -114,7 +107,7 @@ dim3 grid_of_elements(std::int64_t elements) {
 std::int64_t CausalConv1d::scratch_bytes(const CudaExec&, Pass pass, const In<Spec>& in,
                                          const Attrs&) {
   if (pass == Pass::kForward) return 0;
-  const std::int64_t tiles = cut_backward(in.x).tiles;
+  const std::int64_t tiles = Cut::backward(in.x.shape[0], in.x.shape[1], in.x.shape[2]).tiles;
   return static_cast<std::int64_t>(ScratchReader::padded_bytes<float>(tiles * in.weight.size()) +
                                    ScratchReader::padded_bytes<float>(tiles * in.x.columns()));
 }
@@ -122,7 +115,6 @@ std::int64_t CausalConv1d::scratch_bytes(const CudaExec&, Pass pass, const In<Sp
 void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args) {
   const In<>& in = args.in;
   cuda::visit_stored(in.x.dtype, [&]<class T>() {
-    using P = ForwardPlan<T>;
     const Operands<T> at(in);
     const Rows<T> u(args.out.u);
     if (!takes_runs(in, {args.out.u})) {
@@ -130,9 +122,9 @@ void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args)
                    {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at, u);
       return;
     }
-    const Cut cut(at.B, at.L, at.D, P::kLongestRun);
+    const Cut cut(at.B, at.L, at.D, kForwardSteps);
     visit_taps(at.W, [&]<int kTaps>() {
-      cuda::launch(gpu, kName, forward_runs<T, kTaps, P>,
+      cuda::launch(gpu, kName, forward_steps<T, kTaps>,
                    {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, u);
     });
   });
@@ -142,9 +134,8 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
   const In<>& in = args.in;
   const Grad &grad_weight = args.grad_in.weight, &grad_bias = args.grad_in.bias;
   cuda::visit_stored(in.x.dtype, [&]<class T>() {
-    using P = BackwardPlan<T>;
     const Operands<T> at(in);
-    const Cut cut = cut_backward(in.x);
+    const Cut cut = Cut::backward(at.B, at.L, at.D);
     const Rows<const T> grad_u(args.grad_out.u);
     const GradRows<T> grad_x(args.grad_in.x);
     ScratchReader scratch(args.scratch);
@@ -153,7 +144,7 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
     if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
     if (grad_u.data && takes_runs(in, {args.grad_out.u, args.grad_in.x})) {
       visit_taps(at.W, [&]<int kTaps>() {
-        cuda::launch(gpu, kName, backward_runs<T, kTaps, P>,
+        cuda::launch(gpu, kName, backward_runs<T, kTaps>,
                      {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, grad_u, grad_x,
                      partials);
       });

@@ -19,30 +19,32 @@ constexpr int kThreads = kSide * kLanes;
 
 constexpr int kWidth = 4;  ///< channels of a thread
 
-/// How a kernel is shaped.
-template <int kStepsAtOnce, int kBlocksOfMultiprocessor, int kStepsOfLongestRun>
-struct Plan {
-  /// Steps of a chunk: while a thread computes one, later ones are under way.
-  template <int kTaps>
-  static constexpr int kChunk = kStepsAtOnce / kTaps* kTaps;
-  static constexpr int kBlocks = kBlocksOfMultiprocessor;
-  static constexpr int kLongestRun = kStepsOfLongestRun;
+/// Steps of a thread of the forward pass: enough that few are read twice, and loads under way.
+constexpr int kForwardSteps = 16;
+
+/// Chunks of steps on their way to a thread of the backward pass: each has kSteps, fewer where
+/// that is no multiple of the taps.
+template <class T>
+struct Chunks {
+  static constexpr int kSteps = 4, kStages = 8 / sizeof(T);
 };
-template <class T>
-using ForwardPlan = Plan<8, sizeof(T) == 2 ? 5 : 3, 64>;
-template <class T>
-using BackwardPlan = Plan<16 / sizeof(T), 4, 128>;
 
 /// How the steps of batch rows are cut into runs, one a thread, and tiles, one a block; a block
 /// has some of the channels, kWidth in a thread.
 struct Cut {
-  Cut(std::int64_t B, std::int64_t L, std::int64_t D, int longest_run) : steps(longest_run) {
-    // Long runs read few steps twice; shorter ones where the GPU would not be filled.
-    constexpr std::int64_t kEnoughThreads = 1 << 15;
-    while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, kWidth) < kEnoughThreads) steps /= 2;
+  Cut(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t steps_of_run)
+      : steps(steps_of_run) {
     tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
     tiles = B * tiles_per_row;
     blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * kWidth));
+  }
+  /// For the backward pass: long runs compute few steps twice; shorter ones where the GPU would not
+  /// be filled.
+  static Cut backward(std::int64_t B, std::int64_t L, std::int64_t D) {
+    constexpr std::int64_t kEnoughThreads = 1 << 15;
+    std::int64_t steps = 128;
+    while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, kWidth) < kEnoughThreads) steps /= 2;
+    return Cut(B, L, D, steps);
   }
   dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
 
@@ -181,74 +183,73 @@ __device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTap
   }
 }
 
-/// A chunk of a tensor's steps in a thread's channels, as it is in memory.
-template <class T, int kChunk>
-struct Chunk {
-  /// Asks for the steps [t, t + kChunk) before `last`, and moves `from` behind them.
-  __device__ void load(const T*& from, std::int64_t stride, int t, int last) {
-    const auto load_step = [&](int j) {
-      words[j] = *reinterpret_cast<const cuda::Vector<T, kWidth>*>(from);
-      from += stride;
-    };
-    if (t + kChunk <= last) {
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) load_step(j);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        if (t + j < last) load_step(j);
-      }
-    }
-  }
-  __device__ void unpack(int j, float (&to)[kWidth]) const { cuda::unpack<T>(words[j], to); }
-
-  cuda::Vector<T, kWidth> words[kChunk];
-};
-
 /// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
-/// walks a run of steps of some channels, with the last inputs in registers and a chunk of the next
-/// ones under way. Memory bound.
-template <class T, int kTaps, class P>
-__global__ void __launch_bounds__(kThreads, P::kBlocks)
-    forward_runs(const Operands<T> at, const Cut cut, const Rows<T> u) {
-  constexpr int kChunk = P::template kChunk<kTaps>;
+/// has kForwardSteps steps of some channels, and asks for all of their inputs at once. Memory
+/// bound.
+template <class T, int kTaps>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
+    forward_steps(const Operands<T> at, const Cut cut, const Rows<T> u) {
+  constexpr int kBefore = kTaps - 1, kInputs = kBefore + kForwardSteps;
+  using Words = cuda::Vector<T, kWidth>;
   const Place place(cut, at.L, at.D);
   if (!place.there) return;
   const std::int64_t row = place.batch * at.L + place.begin;
-  const T* from = at.x[row] + place.channel;
-  T* to = u[row] + place.channel;
-  Chunk<T, kChunk> next;
-  next.load(from, at.x.stride, place.begin, place.end);
+  const std::int32_t start = at.start(place.batch, place.begin + kForwardSteps - 1);
+  const bool inside = place.begin >= kBefore && place.begin + kForwardSteps <= at.L;
+  Words words[kInputs];
+  if (inside) {
+    const T* from = at.x[row - kBefore] + place.channel;
+#pragma unroll
+    for (int j = 0; j < kInputs; ++j) {
+      words[j] = *reinterpret_cast<const Words*>(from);
+      from += at.x.stride;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kInputs; ++j) {
+      const int t = place.begin - kBefore + j;
+      words[j] = {};
+      const T* from = t < place.end ? at.step(place.batch, t) : nullptr;
+      if (from) words[j] = *reinterpret_cast<const Words*>(from + place.channel);
+    }
+  }
   const Taps<kTaps> taps(at, place.channel);
   Ring<kTaps> inputs;
-  load_before(at, place, inputs);
+#pragma unroll
+  for (int j = 0; j < kBefore; ++j) {
+    const Words before = words[j];
+    cuda::unpack<T>(before, inputs[j + 1]);
+  }
 
-  const auto step = [&](const Chunk<T, kChunk>& chunk, int j) {
+  T* to = u[row] + place.channel;
+  const auto step = [&](int j) {
     float s[kWidth];
-    chunk.unpack(j, inputs[j % kTaps]);
+    const Words input = words[kBefore + j];
+    cuda::unpack<T>(input, inputs[j % kTaps]);
     taps.convolve(inputs, j % kTaps, s);
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) s[c] *= sigmoid<T>(s[c]);
     cuda::store(s, to);
     to += u.stride;
   };
-  std::int32_t start = at.start(place.batch, place.begin + kChunk - 1);
-  for (int t = place.begin; t < place.end; t += kChunk) {
-    // Documents follow each other: where the last step's one began, the others' did.
-    const bool simple = t + kChunk <= place.end && (start == 0 || start < t);
-    start = at.start(place.batch, t + 2 * kChunk - 1);  // early, so that no one waits for it
-    const Chunk<T, kChunk> chunk = next;
-    next.load(from, at.x.stride, t + kChunk, place.end);
-    if (simple) {
+  // Documents follow each other: where the last step's one began, the others' did.
+  if (inside && (start == 0 || start <= place.begin - kBefore)) {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) step(chunk, j);
-    } else {
+    for (int j = 0; j < kForwardSteps; ++j) step(j);
+  } else {
+    const std::int32_t first_start = at.start(place.batch, place.begin);
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        if (t + j >= place.end) break;
-        if (t + j > 0 && at.start(place.batch, t + j) == t + j) clear(inputs);
-        step(chunk, j);
-      }
+    for (int k = 1; k < kTaps; ++k) {
+      if (first_start == 0 || place.begin - kTaps + k >= first_start) continue;
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) inputs[k][c] = 0;
+    }
+#pragma unroll
+    for (int j = 0; j < kForwardSteps; ++j) {
+      const int t = place.begin + j;
+      if (t >= place.end) break;
+      if (t > 0 && at.start(place.batch, t) == t) clear(inputs);
+      step(j);
     }
   }
 }
@@ -308,7 +309,7 @@ struct BackwardRun {
 /// itself, so nothing waits for other threads; and registers remain for what it computes.
 template <class T, int kChunk>
 struct Feed {
-  static constexpr int kStages = 2, kStreams = 2;
+  static constexpr int kStages = Chunks<T>::kStages, kStreams = 2;
   using Words = cuda::Vector<T, kWidth>;
   using Shared = Words[kStages][kStreams][kChunk][kThreads];
 
@@ -345,15 +346,62 @@ struct Feed {
   const unsigned thread = threadIdx.y * kSide + threadIdx.x;
 };
 
-/// Block (kSide, kLanes), grid as in forward_runs; shared memory: the feed, and kThreads * kWidth
+/// Adds up the sums of a block's lanes, in their order, and writes them. `lanes` has kSums floats
+/// for each lane, aligned to 16 bytes. To be called by all threads of the block.
+template <int kTaps>
+struct LaneSums {
+  // In the order of memory: grad_weight of the block's channels, then their grad_bias.
+  static constexpr int kChannels = kSide * kWidth, kWeights = kChannels * kTaps;
+  static constexpr int kSums = kWeights + kChannels;
+  using Shared = float[kLanes][kSums];
+
+  __device__ static void put(const float (&sums)[kTaps + 1][kWidth], Shared& lanes,
+                             const Place& place, const Cut& cut, std::int64_t D,
+                             const Partials& partials) {
+    float* mine = lanes[threadIdx.y];
+#pragma unroll
+    for (int i = 0; i < kTaps * kWidth; i += kWidth) {
+      float some[kWidth];
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) some[k] = sums[(i + k) % kTaps][(i + k) / kTaps];
+      cuda::store(some, mine + threadIdx.x * kTaps * kWidth + i);
+    }
+    cuda::store(sums[kTaps], mine + kWeights + threadIdx.x * kWidth);
+    __syncthreads();
+    const std::int64_t first = std::int64_t{blockIdx.x % cut.blocks_per_tile} * kChannels;
+    const int channels = static_cast<int>(D - first < kChannels ? D - first : kChannels);
+    const std::int64_t at = std::int64_t{place.tile} * D + first;
+    const int thread = static_cast<int>(threadIdx.y * kSide + threadIdx.x);
+    for (int i = thread * kWidth; i < kSums; i += kThreads * kWidth) {
+      float total[kWidth];
+      cuda::load(lanes[0] + i, total);
+#pragma unroll
+      for (int lane = 1; lane < kLanes; ++lane) {
+        float more[kWidth];
+        cuda::load(lanes[lane] + i, more);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) total[k] += more[k];
+      }
+      if (i < kWeights) {
+        if (partials.weight && i < channels * kTaps) {
+          cuda::store(total, partials.weight + at * kTaps + i);
+        }
+      } else if (partials.bias && i - kWeights < channels) {
+        cuda::store(total, partials.bias + at + i - kWeights);
+      }
+    }
+  }
+};
+
+/// Block (kSide, kLanes), grid as in forward_steps; shared memory: the feed, and kThreads * kWidth
 /// floats for each tap and for the bias. Each thread walks a run of steps of some channels, and the
 /// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound; in bf16 instruction
 /// issue is not far behind.
-template <class T, int kTaps, class P>
-__global__ void __launch_bounds__(kThreads, P::kBlocks)
+template <class T, int kTaps>
+__global__ void __launch_bounds__(kThreads, 4)
     backward_runs(const Operands<T> at, const Cut cut, const Rows<const T> grad_u,
                   const GradRows<T> grad_x, Partials partials) {
-  constexpr int kChunk = P::template kChunk<kTaps>, kBefore = kTaps - 1;
+  constexpr int kChunk = Chunks<T>::kSteps / kTaps * kTaps, kBefore = kTaps - 1;
   __shared__ typename Feed<T, kChunk>::Shared chunks;
   const Place place(cut, at.L, at.D);
   float sums[kTaps + 1][kWidth] = {};
@@ -434,27 +482,8 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
     }
   }
 
-  __shared__ float lanes[kLanes][kTaps + 1][kWidth][kSide];
-#pragma unroll
-  for (int k = 0; k <= kTaps; ++k) {
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) lanes[threadIdx.y][k][c][threadIdx.x] = sums[k][c];
-  }
-  __syncthreads();
-  if (threadIdx.y != 0 || !place.there) return;
-#pragma unroll
-  for (int k = 0; k <= kTaps; ++k) {
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) {
-      for (int lane = 1; lane < kLanes; ++lane) sums[k][c] += lanes[lane][k][c][threadIdx.x];
-      const std::int64_t channel = std::int64_t{place.tile} * at.D + place.channel + c;
-      if (k == kTaps) {
-        if (partials.bias) partials.bias[channel] = sums[k][c];
-      } else if (partials.weight) {
-        partials.weight[channel * kTaps + k] = sums[k][c];
-      }
-    }
-  }
+  __shared__ __align__(16) typename LaneSums<kTaps>::Shared lanes;
+  LaneSums<kTaps>::put(sums, lanes, place, cut, at.D, partials);
 }
 
 }  // namespace

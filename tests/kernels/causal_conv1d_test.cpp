@@ -237,8 +237,8 @@ TEST(CausalConv1d, MeetsTheTolerancesOfCausalConv1d) {
 }
 
 TEST(CausalConv1dCuda, PassesOpCheckAtManyLengthsAndWidths) {
-  // D = 8 walks runs of steps, in chunks of 3 or 4, 16 steps a run, four runs a block. Other D than
-  // multiples of 4, and other widths, go element by element.
+  // D = 8 has 16 steps a thread, four threads in a column of a block; the backward pass walks them
+  // in chunks of 3 or 4. Other D than multiples of 4, and other W, go element by element.
   for (std::int64_t L : {1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 17, 18, 19, 26, 33, 63, 64, 65, 66, 67}) {
     for (std::int64_t W : {1, 2, 3, 4, 5}) {
       SCOPED_TRACE(fmt::format("L {}, W {}", L, W));
