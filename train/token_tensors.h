@@ -13,8 +13,8 @@ class TokenUploader {
   /// For batches of up to rows * seq_len tokens. `exec` must outlive it. Errors: OutOfMemory, Cuda.
   TokenUploader(Exec& exec, std::int64_t rows, std::int64_t seq_len);
 
-  /// The batch as tensors, at addresses that are always the same, for what the exec is asked until
-  /// the next call. The batch itself may go when this returns.
+  /// The batch as tensors, for what the exec is asked until the next call; at the same addresses
+  /// for all batches of one shape. The batch itself may go when this returns.
   TokenTensors upload(const TokenBatch& batch);
 
   /// Bytes that it takes where `exec` computes.

@@ -94,9 +94,7 @@ class Trainer {
   std::int64_t allocated_bytes() const;
   /// Share of the GPU's peak that the model's own FLOPs take; 0 when the peak is not known.
   double share_of_peak(double tokens_per_second) const;
-  std::int64_t micro_batches() const {
-    return config_.train.global_batch_size / config_.train.micro_batch_size;
-  }
+  std::int64_t micro_batches() const { return config_.train.micro_batches(); }
   std::int64_t tokens_per_step() const {
     return config_.train.global_batch_size * config_.data.seq_len;
   }

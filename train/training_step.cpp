@@ -53,7 +53,7 @@ Optimizer::Findings TrainingStep::update(double lr, std::int64_t number) {
   const OpTimer::Scope scope(timer_, parameters_.exec(), "optimizer", Pass::kForward);
   update_.run(parameters_.exec(), [&] {
     parameters_.end_gradients();
-    optimizer_.apply(config_.train.global_batch_size / config_.train.micro_batch_size);
+    optimizer_.apply(config_.train.micro_batches());
   });
   return optimizer_.findings();
 }

@@ -50,8 +50,7 @@ struct Training {
 
   /// Every micro-batch and learning rate of every update is another one.
   void update(std::int64_t number, std::int64_t rows = kRows) {
-    const std::int64_t count = run.train.global_batch_size / run.train.micro_batch_size;
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < run.train.micro_batches(); ++i) {
       const auto seed = static_cast<std::uint64_t>(100 * number + i);
       const auto losses =
           step.micro_step(uploader.upload(batch_with_documents(run, rows, seed)), i);

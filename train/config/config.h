@@ -45,6 +45,7 @@ struct TrainConfig {
   Recompute recompute = Recompute::kNone;
   GraphUse cuda_graphs = GraphUse::kAuto;
 
+  std::int64_t micro_batches() const { return global_batch_size / micro_batch_size; }
   bool operator==(const TrainConfig&) const = default;
 };
 

@@ -41,7 +41,7 @@ class Optimizer {
   /// in PyTorch's clip_grad_norm_. Where the norm is not finite nothing is updated: the host learns
   /// of it from the findings().
   void apply(std::int64_t micro_batches);
-  /// Of the last apply(), until the next one; always at the same addresses.
+  /// Of the last apply(), until the next one or values_are_finite(); always at the same addresses.
   Findings findings() const;
 
   /// Whether masters and second moments are finite. Waits for the exec.
