@@ -15,7 +15,7 @@ class StartTimes {
   void end(const char* what);
   /// Seconds since the process was started.
   double total_s() const;
-  /// "program 0.11 s, GPU 0.85, data 0.02", in their order.
+  /// "program 0.11 s, device 0.85, data 0.02", in their order.
   std::string text() const;
 
  private:
