@@ -4,9 +4,9 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <fstream>
 #include <map>
 
+#include "data/file.h"
 #include "scripts/tune_products/search.h"
 #include "train/config/config.h"
 #include "train/memory_plan.h"
@@ -95,15 +95,14 @@ std::string attributes_text(const cuda::ProductAlgorithm& a) {
 }
 
 void write_table(const std::string& path, const Table& table) {
-  std::ofstream file(path, std::ios::trunc);
-  file << "// Written by tune_products; the members of a line are those of TunedProduct.\n";
+  std::string text =
+      "// Written by tune_products; the members of a line are those of TunedProduct.\n";
   for (const auto& [entry, measured] : table) {
-    file << fmt::format("{{\"{}\", {}, \"{}\", {}, {:.1f}, {:.1f}}},\n", entry.gpu, entry.library,
+    text += fmt::format("{{\"{}\", {}, \"{}\", {}, {:.1f}, {:.1f}}},\n", entry.gpu, entry.library,
                         entry.product, attributes_text(measured.algorithm), measured.microseconds,
                         measured.first_microseconds);
   }
-  file.close();
-  require(!file.fail(), ErrorKind::kIo, "{} could not be written", path);
+  write_file_atomically(path, text);  // whoever stops the program keeps the table
 }
 
 void print_line(const MatrixProduct& product, const FoundProduct& found) {
