@@ -45,7 +45,13 @@ class Turns {
           : "memory");
     } while (!reached);
 #else
-    __syncthreads();
+    meet();
+#endif
+  }
+  /// For a warp that is none of the kWarps, while they do so many turns.
+  __device__ static void stay_away([[maybe_unused]] int turns) {
+#ifndef __CUDA_ARCH__
+    for (int turn = 2; turn < turns; ++turn) meet();
 #endif
   }
 
@@ -54,6 +60,8 @@ class Turns {
   __device__ unsigned address(int i) const {
     return static_cast<unsigned>(__cvta_generic_to_shared(&barriers_[i]));
   }
+#else
+  __device__ static void meet() { __syncthreads(); }
 #endif
   std::uint64_t (&barriers_)[2];
 };

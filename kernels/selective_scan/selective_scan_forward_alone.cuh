@@ -258,11 +258,10 @@ class ForwardWarp {
 inline constexpr int kAloneWarps = 4;  ///< of a block, which do not know of each other
 
 /// Grid: a warp for each part of the channels, segment (all but the last in the pass ahead) and
-/// batch row. Limited by the units that make exponentials, 3/4 of whose time it uses at large
-/// batch. (A fourth block on a multiprocessor leaves too few registers: 15 to 25 % slower. The pass
-/// ahead needs fewer.)
+/// batch row. Limited by instruction issue and the units that make exponentials, 3/4 of whose time
+/// it uses at large batch. (Registers for a fourth block on a multiprocessor make it 15 % slower.)
 template <bool kWide, bool kAhead>
-__global__ void __launch_bounds__(32 * kAloneWarps, kAhead ? 4 : 3)
+__global__ void __launch_bounds__(32 * kAloneWarps, 3)
     scan_forward_alone(const __grid_constant__ scan_cuda::Operands<bf16> in,
                        const __grid_constant__ ForwardOut out, int warps) {
   using Warp = ForwardWarp<kWide, kAhead>;

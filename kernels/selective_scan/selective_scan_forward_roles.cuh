@@ -5,47 +5,46 @@
 /// The forward pass of the fast selective scan where there are few warps, so that each has to be
 /// fast by itself.
 ///
-/// A block takes three parts of a batch row's channels through the steps, period by period. Each
-/// part has three warps: a walker, whose threads are lanes and do nothing else, and two of owners:
-/// a stager computes ahead what the walker needs, a finisher writes y behind it.
+/// A block takes kParts parts of a batch row's channels through the steps, period by period. Of its
+/// warps, walkers are lanes, one warp a part, which do nothing else; a stager and a finisher are
+/// the owners, of all parts: one computes ahead what walkers need, one writes y behind them.
 namespace jiboia::scan_tiles {
 
+/// The walkers are the first three warps, the stager is the fourth and the finisher the eighth:
+/// both on the scheduler that has no walker. The warps between them end at once.
 template <bool kWide>
 class ForwardBlock {
-  static constexpr int kLaneStates = 4, kParts = 3;
+  static constexpr int kLaneStates = 4;
   using L = Layout<kLaneStates>;
-  static constexpr int kPair = L::kPair, kStateLanes = L::kStateLanes;
+  static constexpr int kPair = L::kPair, kStateLanes = L::kStateLanes, kWidth = L::kWidth;
   static constexpr int kOwned = L::kOwned, kOwners = L::kOwners, kPeriod = L::kPeriod;
   static constexpr int kStepRow = L::kStepRow, kSumRow = L::kSumRow, kSumStep = L::kSumStep;
+  static constexpr int kParts = 3, kStager = 3, kFinisher = 7;
   static constexpr int kOnTheWay = 3;  // periods whose operands are brought
   static constexpr int kRowGroups = kPeriod / 4;
-  static_assert(kRowGroups <= kParts, "each group of rows of b and c has a stager");
   static constexpr int kWalk = 2, kFinish = 4;  // turns behind the stager
   // A period is in use for two turns, of warps that may be one turn apart.
   static constexpr int kSlots = 4;
 
  public:
-  static constexpr int kWarps = 3 * kParts;
-  static constexpr int kWidth = kParts * L::kWidth;  ///< channels
+  static constexpr int kThreads = 32 * (kFinisher + 1);
+  static constexpr int kBlockWidth = kParts * kWidth;  ///< channels
 
-  /// What an owner brings from memory, each thread for itself.
+  /// What owners bring from memory, each thread for itself.
   struct StagerSlot {
-    Four u[32], dt[32];
-    Four row[32];  ///< four states of b or c
+    Four u[kParts][32], dt[kParts][32];
+    Four rows[kRowGroups][32];  ///< four states of b or c
     int start[32];
   };
   struct FinisherSlot {
-    Four u[32], z[32];
-  };
-  struct Part {
-    alignas(16) float steps[kSlots][kPeriod * kStepRow];
-    float sums[kSlots][kPeriod * kSumStep];
-    StagerSlot to_stage[kOnTheWay];
-    FinisherSlot to_finish[kOnTheWay];
+    Four u[kParts][32], z[kParts][32];
   };
   struct Shared {
-    Part parts[kParts];
+    alignas(16) float steps[kSlots][kParts][kPeriod * kStepRow];
     float b[kSlots][kPeriod][kStates], c[kSlots][kPeriod][kStates];
+    float sums[kSlots][kParts][kPeriod * kSumStep];
+    StagerSlot to_stage[kOnTheWay];
+    FinisherSlot to_finish[kOnTheWay];
     std::uint64_t turns[2];
   };
 
@@ -55,42 +54,45 @@ class ForwardBlock {
         out_(out),
         shared_(shared),
         turns_(shared.turns),
-        warp_(static_cast<int>(threadIdx.x) / 32),
-        part_(warp_ % kParts),
-        exists_(first_channel + part_ * L::kWidth < in.D),
         batch_(batch),
-        first_channel_(first_channel + (exists_ ? part_ : 0) * L::kWidth),
+        first_channel_(first_channel),
+        parts_(min(kParts, (in.D - first_channel) / kWidth)),
         periods_((in.L + kPeriod - 1) / kPeriod),
         thread_(static_cast<int>(threadIdx.x) % 32),
         step_(thread_ / kOwners),
         owner_(thread_ % kOwners) {}
 
   __device__ void run() {
-    switch (warp_ / kParts) {
-      case 0: return walk();
-      case 1: return stage();
-      default: return finish();
+    const int warp = static_cast<int>(threadIdx.x) / 32, all_turns = periods_ + kFinish;
+    if (warp < kParts) {
+      walk(warp, all_turns);
+    } else if (warp == kStager) {
+      stage(all_turns);
+    } else if (warp == kFinisher) {
+      finish(all_turns);
+    } else {
+      turns_.stay_away(all_turns);
     }
   }
 
  private:
-  __device__ int all_turns() const { return periods_ + kFinish; }
-
   /// A walker's work.
-  __device__ void walk() {
-    Lane<kLaneStates> lane(in_.a_log, first_channel_);
-    const int tile = first_channel_ / static_cast<int>(kChannels) * static_cast<int>(kChannels);
+  __device__ void walk(int part, int all_turns) {
+    const bool exists = part < parts_;
+    const int first = first_channel_ + (exists ? part : 0) * kWidth;
+    Lane<kLaneStates> lane(in_.a_log, first);
+    const int tile = first / static_cast<int>(kChannels) * static_cast<int>(kChannels);
     const std::int64_t chunks = (in_.L + kSteps - 1) / kSteps;
     char* states =
         reinterpret_cast<char*>(out_.states + first_line(batch_, chunks, 0, in_.D, tile)) +
-        place_in_tile(first_channel_ - tile + lane.channel, lane.state) * std::int64_t{2};
+        place_in_tile(first - tile + lane.channel, lane.state) * std::int64_t{2};
     const std::int64_t state_step = in_.D * kStates * std::int64_t{sizeof(bf16)};
-    Part& part = shared_.parts[part_];
     const int sums_at = lane.state / kLaneStates * kSumRow + lane.channel;
 
     const auto load = [&](int period, int t) {
       const int slot = period % kSlots;
-      return lane.load(part.steps[slot] + t * kStepRow, shared_.b[slot][t], shared_.c[slot][t]);
+      return lane.load(shared_.steps[slot][part] + t * kStepRow, shared_.b[slot][t],
+                       shared_.c[slot][t]);
     };
     turns_.done(0);
     turns_.wait(0);
@@ -101,11 +103,11 @@ class ForwardBlock {
     lane.start(step, decay);
 #pragma unroll 1
     for (int period = 0; period < periods_; ++period) {
-      float* const sums = part.sums[period % kSlots] + sums_at;
+      float* const sums = shared_.sums[period % kSlots][part] + sums_at;
 #pragma unroll
       for (int t = 0; t < kPeriod; ++t) {
         if (t % kSteps == 0) {
-          lane.save(states, exists_ && period * kPeriod + t < in_.L);
+          lane.save(states, exists && period * kPeriod + t < in_.L);
           states += state_step;
         }
         // Operands are on their way for a step, and exponentials for another.
@@ -121,13 +123,12 @@ class ForwardBlock {
       }
       turns_.done(period + kWalk);
     }
-    for (int turn = periods_ + kWalk; turn + 1 < all_turns(); ++turn) turns_.wait(turn - 1);
+    for (int turn = periods_ + kWalk; turn + 1 < all_turns; ++turn) turns_.wait(turn - 1);
   }
 
-  /// A stager's work. Those of the first parts bring b and c, too.
-  __device__ void stage() {
-    const bool brings_rows = part_ < kRowGroups, row_is_c = thread_ % 8 >= 4;
-    const int row_step = 4 * part_ + thread_ / 8;  // of the period
+  /// The stager's work.
+  __device__ void stage(int all_turns) {
+    const bool row_is_c = thread_ % 8 >= 4;
     const std::int64_t first_row = std::int64_t{batch_} * in_.L, row = first_row + step_;
     const int d = first_channel_ + kOwned * owner_;
     const auto* u = reinterpret_cast<const char*>(in_.u[row] + d);
@@ -135,50 +136,67 @@ class ForwardBlock {
     const std::int32_t* start = in_.document_start + row;
     const cuda::Rows<const bf16>& rows = row_is_c ? in_.c : in_.b;
     const auto* states =
-        reinterpret_cast<const char*>(rows[first_row + row_step] + thread_ % 4 * 4);
-    const std::int64_t states_step = row_is_c ? out_.c_step : out_.b_step;
-    float dt_bias[kOwned];
+        reinterpret_cast<const char*>(rows[first_row + thread_ / 8] + thread_ % 4 * 4);
+    const std::int64_t group_step = (row_is_c ? out_.c_step : out_.b_step) / kRowGroups;
+    float dt_bias[kParts][kOwned];
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) dt_bias[i] = in_.dt_bias[d + i];
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+        dt_bias[part][i] = part < parts_ ? in_.dt_bias[d + part * kWidth + i] : 0;
+      }
+    }
 
-    Part& part = shared_.parts[part_];
     const auto bring = [&](int period) {
-      StagerSlot& slot = part.to_stage[period % kOnTheWay];
+      StagerSlot& slot = shared_.to_stage[period % kOnTheWay];
       const int t = period * kPeriod;
       const bool present = t + step_ < in_.L;
-      cuda::async_copy<8>(&slot.u[thread_], u, present);
-      cuda::async_copy<8>(&slot.dt[thread_], dt, present);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const int at = part * kWidth * static_cast<int>(sizeof(bf16));
+        cuda::async_copy<8>(&slot.u[part][thread_], u + at, present && part < parts_);
+        cuda::async_copy<8>(&slot.dt[part][thread_], dt + at, present && part < parts_);
+      }
       cuda::async_copy<4>(&slot.start[thread_], start, present && in_.document_start != nullptr);
-      if (brings_rows) bring_four<kWide>(slot.row[thread_], states, t + row_step < in_.L);
+#pragma unroll
+      for (int r = 0; r < kRowGroups; ++r) {
+        bring_four<kWide>(slot.rows[r][thread_], states, t + thread_ / 8 + 4 * r < in_.L);
+        states += group_step;
+      }
       u += out_.u_step;
       dt += out_.dt_step;
       start += kPeriod;
-      states += states_step;
       cuda::async_copies_commit();
     };
 #pragma unroll
     for (int period = 0; period < kOnTheWay; ++period) bring(period);
 #pragma unroll 1
-    for (int turn = 0; turn < all_turns(); ++turn) {
+    for (int turn = 0; turn < all_turns; ++turn) {
       if (turn >= 2) turns_.wait(turn - 2);
       if (turn < periods_) {
         cuda::async_copies_wait<kOnTheWay - 1>();
-        const StagerSlot& slot = part.to_stage[turn % kOnTheWay];
+        const StagerSlot& slot = shared_.to_stage[turn % kOnTheWay];
         const int to = turn % kSlots;
-        const Four u_words = slot.u[thread_], dt_words = slot.dt[thread_];
         const bool reset = slot.start[thread_] == turn * kPeriod + step_;
-        float u_four[kOwned], dt_four[kOwned];
-        cuda::unpack<bf16>(u_words, u_four);
-        cuda::unpack<bf16>(dt_words, dt_four);
-        Staged staged;
 #pragma unroll
-        for (int i = 0; i < kOwned; ++i) {
-          staged.stage(i, u_four[i], dt_four[i], dt_bias[i], reset);
+        for (int part = 0; part < kParts; ++part) {
+          const Four u_words = slot.u[part][thread_], dt_words = slot.dt[part][thread_];
+          float u_four[kOwned], dt_four[kOwned];
+          cuda::unpack<bf16>(u_words, u_four);
+          cuda::unpack<bf16>(dt_words, dt_four);
+          Staged staged;
+#pragma unroll
+          for (int i = 0; i < kOwned; ++i) {
+            staged.stage(i, u_four[i], dt_four[i], dt_bias[part][i], reset);
+          }
+          staged.put_at(shared_.steps[to][part] + step_ * kStepRow + 2 * kOwned * owner_);
         }
-        staged.put_at(part.steps[to] + step_ * kStepRow + 2 * kOwned * owner_);
-        if (brings_rows) {
-          const Four four = slot.row[thread_];
-          put_widened(&(row_is_c ? shared_.c : shared_.b)[to][row_step][thread_ % 4 * 4], four);
+        float* const row_to = row_is_c ? shared_.c[to][0] : shared_.b[to][0];
+#pragma unroll
+        for (int r = 0; r < kRowGroups; ++r) {
+          const Four four = slot.rows[r][thread_];
+          put_widened(row_to + (thread_ / 8 + 4 * r) * static_cast<int>(kStates) + thread_ % 4 * 4,
+                      four);
         }
       }
       turns_.done(turn);
@@ -186,59 +204,76 @@ class ForwardBlock {
     }
   }
 
-  /// A finisher's work.
-  __device__ void finish() {
+  /// The finisher's work.
+  __device__ void finish(int all_turns) {
     const std::int64_t row = std::int64_t{batch_} * in_.L + step_;
     const int d = first_channel_ + kOwned * owner_;
     const auto* u = reinterpret_cast<const char*>(in_.u[row] + d);
     const auto* z = reinterpret_cast<const char*>(in_.z[row] + d);
     auto* y = reinterpret_cast<char*>(out_.y[row] + d);
-    float d_skip[kOwned];
+    float d_skip[kParts][kOwned];
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) d_skip[i] = in_.d_skip[d + i];
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+        d_skip[part][i] = part < parts_ ? in_.d_skip[d + part * kWidth + i] : 0;
+      }
+    }
 
-    Part& part = shared_.parts[part_];
     const auto bring = [&](int period) {
-      FinisherSlot& slot = part.to_finish[period % kOnTheWay];
+      FinisherSlot& slot = shared_.to_finish[period % kOnTheWay];
       const bool present = period * kPeriod + step_ < in_.L;
-      cuda::async_copy<8>(&slot.u[thread_], u, present);
-      cuda::async_copy<8>(&slot.z[thread_], z, present);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const int at = part * kWidth * static_cast<int>(sizeof(bf16));
+        cuda::async_copy<8>(&slot.u[part][thread_], u + at, present && part < parts_);
+        cuda::async_copy<8>(&slot.z[part][thread_], z + at, present && part < parts_);
+      }
       u += out_.u_step;
       z += out_.z_step;
       cuda::async_copies_commit();
     };
 #pragma unroll
     for (int period = 0; period < kOnTheWay; ++period) bring(period);
-    for (int turn = 0; turn < kFinish; ++turn) {
-      if (turn >= 2) turns_.wait(turn - 2);
-      turns_.done(turn);
-    }
 #pragma unroll 1
-    for (int period = 0; period < periods_; ++period) {
-      turns_.wait(period + kFinish - 2);
-      cuda::async_copies_wait<kOnTheWay - 1>();
-      const FinisherSlot& slot = part.to_finish[period % kOnTheWay];
-      const Four u_words = slot.u[thread_], z_words = slot.z[thread_];
-      float u_four[kOwned], z_four[kOwned], result[kOwned];
-      cuda::unpack<bf16>(u_words, u_four);
-      cuda::unpack<bf16>(z_words, z_four);
-      const float* sums = part.sums[period % kSlots] + step_ * kSumStep + kOwned * owner_;
-      load_fours(sums, result);
-#pragma unroll
-      for (int q = 1; q < kStateLanes; ++q) {
-        float more[kOwned];
-        load_fours(sums + q * kSumRow, more);
-#pragma unroll
-        for (int i = 0; i < kOwned; ++i) result[i] += more[i];
+    for (int turn = 0; turn < all_turns; ++turn) {
+      if (turn >= 2) turns_.wait(turn - 2);
+      const int period = turn - kFinish;
+      if (period < 0) {
+        turns_.done(turn);
+        continue;
       }
-      turns_.done(period + kFinish);
+      cuda::async_copies_wait<kOnTheWay - 1>();
+      const FinisherSlot& slot = shared_.to_finish[period % kOnTheWay];
+      float u_four[kParts][kOwned], z_four[kParts][kOwned], sums[kParts][kOwned];
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const Four u_words = slot.u[part][thread_], z_words = slot.z[part][thread_];
+        cuda::unpack<bf16>(u_words, u_four[part]);
+        cuda::unpack<bf16>(z_words, z_four[part]);
+        const float* from =
+            shared_.sums[period % kSlots][part] + step_ * kSumStep + kOwned * owner_;
+        load_fours(from, sums[part]);
+#pragma unroll
+        for (int q = 1; q < kStateLanes; ++q) {
+          float more[kOwned];
+          load_fours(from + q * kSumRow, more);
+#pragma unroll
+          for (int i = 0; i < kOwned; ++i) sums[part][i] += more[i];
+        }
+      }
+      turns_.done(turn);
       bring(period + kOnTheWay);
 #pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        result[i] = gated(result[i], d_skip[i], u_four[i], z_four[i]);
-      }
-      if (exists_ && period * kPeriod + step_ < in_.L) {
-        cuda::store(result, reinterpret_cast<bf16*>(y));
+      for (int part = 0; part < kParts; ++part) {
+        float result[kOwned];
+#pragma unroll
+        for (int i = 0; i < kOwned; ++i) {
+          result[i] = gated(sums[part][i], d_skip[part][i], u_four[part][i], z_four[part][i]);
+        }
+        if (part < parts_ && period * kPeriod + step_ < in_.L) {
+          cuda::store(result, reinterpret_cast<bf16*>(y) + part * kWidth);
+        }
       }
       y += out_.y_step;
     }
@@ -247,23 +282,21 @@ class ForwardBlock {
   const scan_cuda::Operands<bf16>& in_;
   const ForwardOut& out_;
   Shared& shared_;
-  const cuda::Turns<kWarps> turns_;
-  const int warp_, part_;
-  const bool exists_;  ///< where not, the part's warps do the first part's work, and write nothing
-  const int batch_, first_channel_, periods_, thread_, step_, owner_;
+  const cuda::Turns<kParts + 2> turns_;
+  const int batch_, first_channel_, parts_, periods_, thread_, step_, owner_;
 };
 
-/// Grid: a block for each three parts of the channels, and batch row. Limited by the units that
-/// make exponentials.
+/// Grid: a block for each kParts parts of the channels, and batch row. Limited by how fast a warp
+/// by itself gets its instructions issued, 51 a step, where a multiprocessor has one block or two.
 template <bool kWide>
-__global__ void __launch_bounds__(32 * ForwardBlock<kWide>::kWarps)
+__global__ void __launch_bounds__(ForwardBlock<kWide>::kThreads)
     scan_forward_roles(const __grid_constant__ scan_cuda::Operands<bf16> in,
                        const __grid_constant__ ForwardOut out) {
   using Block = ForwardBlock<kWide>;
-  const int blocks = (in.D + Block::kWidth - 1) / Block::kWidth;
+  const int blocks = (in.D + Block::kBlockWidth - 1) / Block::kBlockWidth;
   const int block = static_cast<int>(blockIdx.x);
   auto& shared = *reinterpret_cast<typename Block::Shared*>(cuda::dynamic_shared());
-  Block(in, out, shared, block / blocks, block % blocks * Block::kWidth).run();
+  Block(in, out, shared, block / blocks, block % blocks * Block::kBlockWidth).run();
 }
 
 }  // namespace jiboia::scan_tiles

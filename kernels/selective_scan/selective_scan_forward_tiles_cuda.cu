@@ -39,8 +39,8 @@ void launch_roles(CudaExec& gpu, const scan_cuda::Operands<bf16>& in, const Forw
                   std::int64_t B) {
   using Block = ForwardBlock<kWide>;
   cuda::launch(gpu, SelectiveScan::kName, scan_forward_roles<kWide>,
-               {.grid = dim3(static_cast<unsigned>(B * ceil_div(in.D, Block::kWidth))),
-                .block = dim3(32 * Block::kWarps),
+               {.grid = dim3(static_cast<unsigned>(B * ceil_div(in.D, Block::kBlockWidth))),
+                .block = dim3(Block::kThreads),
                 .shared_bytes = sizeof(typename Block::Shared)},
                in, out);
 }
@@ -48,12 +48,14 @@ void launch_roles(CudaExec& gpu, const scan_cuda::Operands<bf16>& in, const Forw
 }  // namespace
 
 ForwardPlan ForwardPlan::of(const Spec& u) {
-  // Warps that fill an H100 or H200. Other GPUs give the same bits.
-  constexpr std::int64_t kWarps = 132 * 12;
-  constexpr std::int64_t kFewChannels = 4096, kManyChannels = 32768, kFewestSteps = 64;
+  // For an H100 or H200, of 132 multiprocessors. Other GPUs give the same bits.
+  constexpr std::int64_t kWarps = 132 * 12;  // alone, that run at once
+  constexpr std::int64_t kRolesChannels = 132 * 2 * ForwardBlock<true>::kBlockWidth;  // as well
+  // The pass ahead costs 3/4 of the main one: worth it up to here.
+  constexpr std::int64_t kSegmentedChannels = 5120, kFewestSteps = 64;
   const std::int64_t L = u.shape[1], channels = u.shape[0] * u.shape[2];
-  if (channels >= kManyChannels) return {Warps::kAlone, {1, L}};
-  if (channels > kFewChannels || L < 2 * kFewestSteps) return {Warps::kRoles, {1, L}};
+  if (channels > kRolesChannels) return {Warps::kAlone, {1, L}};
+  if (channels > kSegmentedChannels || L < 2 * kFewestSteps) return {Warps::kRoles, {1, L}};
   const std::int64_t most = std::min(kWarps * kChannels / channels, L / kFewestSteps);
   const std::int64_t steps = ceil_div(ceil_div(L, most), kSegmentUnit) * kSegmentUnit;
   return {Warps::kAlone, {ceil_div(L, steps), steps}};
