@@ -11,7 +11,7 @@ constexpr int kRowVectors = kRowStates / kVector;
 /// Where the sums go; null where nobody wants them.
 struct Sums {
   cuda::GradRows<bf16> b, c;
-  float *a_log, *d_skip, *dt_bias;
+  cuda::GradRows<float> a_log, d_skip, dt_bias;
   unsigned row_blocks;  ///< that sum grad_b and grad_c
 };
 
@@ -40,15 +40,15 @@ __device__ void sum_row(const BackwardTiles& pass, const Sums& to, std::int64_t 
   cuda::put(rows.mode, element[3], sum.w);
 }
 
-/// to[i] += the sum over pieces and batch rows of element `i` of arrays of `size` elements.
+/// Sums element `i` of arrays of `size` elements over pieces and batch rows, into `to`.
 __device__ void sum_pieces(const BackwardTiles& pass, const float* from, std::int64_t size,
-                           std::int64_t i, float* to) {
-  if (!to) return;
+                           std::int64_t i, const cuda::GradRows<float>& to) {
+  if (!to.data) return;
   const auto count = static_cast<int>(pass.partials.pieces) * pass.B;
   float sum = 0;
 #pragma unroll 8
   for (int k = 0; k < count; ++k) sum += from[k * size + i];
-  to[i] += sum;
+  cuda::put(to.mode, to.data[i], sum);
 }
 
 /// Grid (row_blocks + blocks for the parameters), block kThreads. Memory bound: grad_b and grad_c
@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void sum_tiles(CudaExec& gpu, const BackwardTiles& pass, const SelectiveScan::In<Grad>& to) {
-  const auto sums_of = [](const Grad& grad) { return grad ? grad.as<float>() : nullptr; };
   const std::int64_t rows = std::int64_t{pass.B} * pass.L;
   const auto row_blocks = static_cast<unsigned>(ceil_div(rows * kRowVectors, kThreads));
   const std::int64_t parameters = std::int64_t{pass.D} * (kStates + 2);
@@ -86,9 +85,9 @@ void sum_tiles(CudaExec& gpu, const BackwardTiles& pass, const SelectiveScan::In
                pass,
                Sums{.b = cuda::GradRows<bf16>(to.b),
                     .c = cuda::GradRows<bf16>(to.c),
-                    .a_log = sums_of(to.a_log),
-                    .d_skip = sums_of(to.d_skip),
-                    .dt_bias = sums_of(to.dt_bias),
+                    .a_log = cuda::GradRows<float>(to.a_log),
+                    .d_skip = cuda::GradRows<float>(to.d_skip),
+                    .dt_bias = cuda::GradRows<float>(to.dt_bias),
                     .row_blocks = row_blocks});
 }
 
