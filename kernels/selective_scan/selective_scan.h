@@ -20,9 +20,14 @@ enum class FinalState : std::uint8_t { kDiscard, kReturn };
 /// final_state (B, N, D): the state behind the last step, absent unless attrs ask for it.
 /// Saves states (B, ceil(L / kChunk), N, D): the state before each chunk. Backward computes the
 /// others again, chunk by chunk.
-/// In bf16 with 16 states a channel, the GPU may save others, see selective_scan_tiles.h. Its
-/// backward then finds y before the gate as y / silu(z), and so both passes read a |z| < 2^-60 as
-/// 2^-60, which changes y by less than 1e-18 of what it is before the gate.
+/// The GPU has fast kernels for bf16 with N = 16 and D a multiple of 32, without initial_state and
+/// final_state, if the rows of u, dt and z are multiples of 8 elements apart (uses_tiles() in
+/// selective_scan_tiles.h). With these,
+/// - the states saved are rounded to bf16, and are those before every 4th step, in an order of
+///   their own;
+/// - backward takes y before the gate to be y / silu(z), and so both passes read a |z| < 2^-60 as
+///   2^-60, which changes y by less than 1e-18 of what it is before the gate;
+/// - slices of columns have to keep u, dt and z aligned to 16 bytes, their gradients to 8.
 ///
 /// Gradients, with g the gradient of y, dy = g * silu(z) and A = -exp(a_log):
 ///   gamma_t = decay_(t+1) * gamma_(t+1) + dy_t * c_t     (the gradient of h_t)
@@ -34,7 +39,8 @@ enum class FinalState : std::uint8_t { kDiscard, kReturn };
 ///   grad_a_log = A * sum over B and L of gamma_t * delta_t * decay_t * h_(t-1),
 ///   grad_d_skip = sum over B and L of dy_t * u_t,
 ///   grad_z_t = g_t * (y_t before the gate) * silu'(z_t).
-/// Errors: infer() throws InvalidArgument when shapes or dtypes disagree or L, D or N is 0.
+/// Errors: infer() throws InvalidArgument when shapes or dtypes disagree or L, D or N is 0; the
+/// fast kernels throw Unsupported when slices are not aligned.
 /// Source: Gu & Dao 2023, arXiv:2312.00752, algorithm 2 (b discretised by Euler's rule).
 struct SelectiveScan {
   static constexpr const char* kName = "selective_scan";
@@ -72,10 +78,7 @@ struct SelectiveScan {
                                                  .dt_bias = true,
                                                  .document_start = true,
                                                  .initial_state = false};
-  /// Whether scans take the GPU's fast kernels where they can, see selective_scan_tiles.h.
-  static constexpr bool kTiles = false;
-  static constexpr Out<bool> kBackwardReadsOutputs{
-      .y = kTiles, .states = true, .final_state = false};
+  static constexpr Out<bool> kBackwardReadsOutputs{.y = true, .states = true, .final_state = false};
 
   /// Steps between two saved states.
   static constexpr std::int64_t kChunk = 16;

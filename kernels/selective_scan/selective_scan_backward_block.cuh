@@ -1,4 +1,5 @@
 #pragma once
+#include "core/cuda/turns.cuh"
 #include "kernels/selective_scan/selective_scan_backward_lanes.cuh"
 #include "kernels/selective_scan/selective_scan_backward_tiles.cuh"
 
@@ -73,55 +74,6 @@ __device__ unsigned offset_of(const T& member) {
   return static_cast<unsigned>(reinterpret_cast<const std::byte*>(&member) -
                                cuda::dynamic_shared());
 }
-
-/// Keeps the warps of a block less than a turn apart: cheaper than a barrier each turn.
-class Turns {
- public:
-  __device__ explicit Turns(std::uint64_t (&barriers)[2]) : barriers_(barriers) {
-#ifdef __CUDA_ARCH__
-    if (threadIdx.x < 2) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(threadIdx.x)),
-                   "r"(kBlockTiles)
-                   : "memory");
-    }
-#endif
-    __syncthreads();
-  }
-  /// Says that this warp is past the middle of turn `turn`; to be said of every turn.
-  __device__ void done([[maybe_unused]] unsigned turn) const {
-    __syncwarp();
-#ifdef __CUDA_ARCH__
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(turn % 2)) : "memory");
-    }
-#endif
-  }
-  /// Waits until all warps have said so of turn `turn`, the last one.
-  __device__ void wait([[maybe_unused]] unsigned turn) const {
-#ifdef __CUDA_ARCH__
-    unsigned reached;
-    do {
-      asm volatile(
-          "{\n .reg .pred reached;\n"
-          " mbarrier.try_wait.parity.shared::cta.b64 reached, [%1], %2;\n"
-          " selp.u32 %0, 1, 0, reached;\n}"
-          : "=r"(reached)
-          : "r"(address(turn % 2)), "r"(turn / 2 % 2)
-          : "memory");
-    } while (!reached);
-#else
-    __syncthreads();
-#endif
-  }
-
- private:
-#ifdef __CUDA_ARCH__
-  __device__ unsigned address(unsigned i) const {
-    return static_cast<unsigned>(__cvta_generic_to_shared(&barriers_[i]));
-  }
-#endif
-  [[maybe_unused]] std::uint64_t (&barriers_)[2];
-};
 
 /// Brings b and c of a period, a thread one of the values, in two acts: the second waits for the
 /// first one's load.

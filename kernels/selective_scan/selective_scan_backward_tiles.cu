@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   for (auto& of_chunk : shared.sums) {  // of the tiles that a block at the last channels lacks
     for (auto& of_tile : of_chunk) of_tile[threadIdx.x % kChunkSums] = 0;
   }
-  const Turns turns(shared.turns);
+  const cuda::Turns<kBlockTiles> turns(shared.turns);
   const Schedule& schedule = pass.schedule;
   const std::int64_t worker = shared.worker;
   const std::int64_t first_row = schedule.begin(worker) / schedule.periods;
@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll 1
       for (unsigned i = 0; i < kPeriodChunks; ++i) {
         if (i == 1) {
+          // From here on nothing of the last turn is wanted, and its sums are there.
           turns.done(count / kPeriodChunks);
           cuda::async_copies_wait<0>();
           __syncwarp();

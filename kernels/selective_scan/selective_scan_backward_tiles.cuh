@@ -172,8 +172,9 @@ void scan_ahead(CudaExec& gpu, const BackwardTiles& pass);
 /// Sums the partials into the gradients of b, c and the parameters.
 void sum_tiles(CudaExec& gpu, const BackwardTiles& pass, const SelectiveScan::In<Grad>& to);
 
-/// The fast backward pass. Errors: Unsupported when rows of u, dt, z or their gradients do not
-/// begin at multiples of 16 bytes, or sizes are past the 32 bits that in-kernel counters have.
+/// The fast backward pass. Errors: Unsupported when rows of u, dt, z, y or the gradient of y do not
+/// begin at multiples of 16 bytes, or those of the gradients of u, dt or z at multiples of 8, or
+/// sizes are past the 32 bits that in-kernel counters have.
 void backward_tiles(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args);
 /// Scratch that it wants.
 std::int64_t backward_tiles_scratch_bytes(const SelectiveScan::In<Spec>& in);

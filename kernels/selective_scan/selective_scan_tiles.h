@@ -16,10 +16,10 @@ inline constexpr std::int64_t kLines = kChannels * kStates / kLineSize;
 
 /// Whether forward saves tiles, and backward reads them.
 inline bool uses_tiles(const SelectiveScan::In<Spec>& in, const SelectiveScan::Attrs& attrs) {
-  // Four elements of a row are one access.
-  const auto even = [](const Spec& rows) { return rows.row_stride % 4 == 0; };
-  return SelectiveScan::kTiles && in.u.dtype == Dtype::kBf16 && in.a_log.shape[1] == kStates &&
-         in.u.shape[2] % kChannels == 0 && even(in.u) && even(in.dt) && even(in.z) &&
+  // Backward reads 8 elements of a row by one access.
+  const auto aligned = [](const Spec& rows) { return rows.row_stride % 8 == 0; };
+  return in.u.dtype == Dtype::kBf16 && in.a_log.shape[1] == kStates &&
+         in.u.shape[2] % kChannels == 0 && aligned(in.u) && aligned(in.dt) && aligned(in.z) &&
          !in.initial_state && attrs.final_state == FinalState::kDiscard;
 }
 

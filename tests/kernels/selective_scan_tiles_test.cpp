@@ -105,7 +105,7 @@ void expect_right(OpRun<Scan>& run) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardIsRightAtManySizes) {
+TEST(SelectiveScanForwardTilesCuda, ForwardIsRightAtManySizes) {
   JIBOIA_SKIP_WITHOUT_GPU();
   const std::int64_t sizes[][3] = {{2, 1, 32},  {1, 2, 64},  {2, 3, 32},  {1, 4, 32},
                                    {3, 5, 96},  {2, 8, 32},  {1, 9, 160}, {2, 31, 64},
@@ -117,7 +117,7 @@ TEST(SelectiveScanTiles, ForwardIsRightAtManySizes) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardTakesSlicesOfColumns) {
+TEST(SelectiveScanForwardTilesCuda, ForwardTakesSlicesOfColumns) {
   JIBOIA_SKIP_WITHOUT_GPU();
   // Of b and c, columns at multiples of 4 and at others.
   for (const std::int64_t before : {8, 3}) {
@@ -135,7 +135,7 @@ TEST(SelectiveScanTiles, ForwardTakesSlicesOfColumns) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardRefusesColumnsThatBeginInBetween) {
+TEST(SelectiveScanForwardTilesCuda, ForwardRefusesColumnsThatBeginInBetween) {
   JIBOIA_SKIP_WITHOUT_GPU();
   auto check = scan_check(1, 4, 32, 16);
   check.inputs.z.columns_before = 2;
@@ -150,7 +150,7 @@ TEST(SelectiveScanTiles, ForwardRefusesColumnsThatBeginInBetween) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardForgetsAtDocumentStarts) {
+TEST(SelectiveScanForwardTilesCuda, ForwardForgetsAtDocumentStarts) {
   JIBOIA_SKIP_WITHOUT_GPU();
   for (const auto& starts : std::vector<std::vector<std::int32_t>>{
            {}, {1}, {3, 4, 5, 6}, {7, 8, 9}, {15, 16, 17}, {16, 32}, {31, 32, 33, 40}, {42}}) {
@@ -163,7 +163,7 @@ TEST(SelectiveScanTiles, ForwardForgetsAtDocumentStarts) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardJoinsSegmentsOfAllLengths) {
+TEST(SelectiveScanForwardTilesCuda, ForwardJoinsSegmentsOfAllLengths) {
   JIBOIA_SKIP_WITHOUT_GPU();
   auto check = scan_check(2, 83, 64, 16);
   check.inputs.a_log.high = -1;  // far parts still matter
@@ -175,7 +175,7 @@ TEST(SelectiveScanTiles, ForwardJoinsSegmentsOfAllLengths) {
   }
 }
 
-TEST(SelectiveScanTiles, PlansDependOnShapesAndCoverTheRow) {
+TEST(SelectiveScanForwardTilesCuda, PlansDependOnShapesAndCoverTheRow) {
   for (const std::int64_t B : {1, 2, 4, 8, 32}) {
     for (const std::int64_t L : {1, 64, 127, 128, 129, 2048, 2049, 65536, 1000000}) {
       for (const std::int64_t D : {32, 1536, 8192}) {
@@ -190,7 +190,7 @@ TEST(SelectiveScanTiles, PlansDependOnShapesAndCoverTheRow) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardTakesLargeStatesAndGates) {
+TEST(SelectiveScanForwardTilesCuda, ForwardTakesLargeStatesAndGates) {
   JIBOIA_SKIP_WITHOUT_GPU();
   OpRun<Scan> run(scan_check(2, 37, 32, 16), Dtype::kBf16);
   run.in.a_log.fill(-9);
@@ -201,7 +201,7 @@ TEST(SelectiveScanTiles, ForwardTakesLargeStatesAndGates) {
   expect_right(run);
 }
 
-TEST(SelectiveScanTiles, ForwardKeepsYWhereTheGateIsZero) {
+TEST(SelectiveScanForwardTilesCuda, ForwardKeepsYWhereTheGateIsZero) {
   JIBOIA_SKIP_WITHOUT_GPU();
   OpRun<Scan> run(scan_check(1, 9, 32, 16), Dtype::kBf16);
   run.in.z.fill(1);
@@ -220,7 +220,7 @@ TEST(SelectiveScanTiles, ForwardKeepsYWhereTheGateIsZero) {
   }
 }
 
-TEST(SelectiveScanTiles, ForwardPassesNaNOnWithinItsChannel) {
+TEST(SelectiveScanForwardTilesCuda, ForwardPassesNaNOnWithinItsChannel) {
   JIBOIA_SKIP_WITHOUT_GPU();
   OpRun<Scan> run(scan_check(1, 21, 32, 16), Dtype::kBf16);
   constexpr std::int64_t kStep = 10, kChannel = 5;
