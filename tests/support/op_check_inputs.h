@@ -44,7 +44,8 @@ struct OpCheck {
   /// On the GPU with bf16 activations, against f64 on the same rounded inputs:
   /// |bf16 - f64| <= bf16_relative * max|f64| + 1e-6 for what is stored in fp32, and 2^-8 |f64|
   /// more, the rounding, for what is stored in bf16. An op that rounds to bf16 inside needs more
-  /// than this, up to 2e-3; its test says which rounding that is.
+  /// than this, up to 2e-3; its test says which rounding that is. Still more, up to 2^-8, wants a
+  /// stricter test beside it, against a formula with the same roundings.
   double bf16_relative = 1e-4;
   /// Elements of each input whose gradient is held against finite differences, spread over it.
   std::int64_t gradient_samples = 40;
