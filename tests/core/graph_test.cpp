@@ -149,6 +149,7 @@ TEST_F(GraphCuda, RefusesWorkThatWaitsOrTakesMemory) {
     copy(*exec_, floats(ring_->data()), row(1));
   });
   expect_refused(*exec_, [&] { allocate(*exec_, 100, "a test"); });
+  expect_refused(*exec_, [&] { upload(4); });  // the GPU waits for what is not recorded
   upload(3);
   copy(*exec_, floats(ring_->data()), row(2));
   EXPECT_THAT(read(row(2)), Each(3.F));

@@ -28,9 +28,9 @@ namespace jiboia::emulated {
 bool is_capturing() { return capture != nullptr; }
 bool is_capturing(CUstream_st* stream) { return capture && capture->stream == stream; }
 
-cudaError_t refuse_captured() {
+cudaError_t refuse_captured(cudaError_t error) {
   capture->valid = false;
-  return cudaErrorStreamCaptureUnsupported;
+  return error;
 }
 
 cudaError_t ask(CUstream_st* stream, std::function<cudaError_t()> work) {

@@ -15,6 +15,6 @@ cudaError_t ask(CUstream_st* stream, std::function<cudaError_t()> work);
 bool is_capturing();
 bool is_capturing(CUstream_st* stream);
 /// Makes the graph that is being captured worthless; the error of the call that did it.
-cudaError_t refuse_captured();
+cudaError_t refuse_captured(cudaError_t error = cudaErrorStreamCaptureUnsupported);
 
 }  // namespace jiboia::emulated

@@ -363,6 +363,33 @@ TEST(EmulatorCuda, RefusesCopiesOfMemoryThatIsNotTheGpus) {
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
 }
 
+TEST(EmulatorCuda, RefusesToCaptureWhatAGraphWouldNotDoAgain) {
+  CudaExec gpu;
+  cudaEvent_t event = nullptr;
+  void* pinned = nullptr;
+  ASSERT_EQ(cudaEventCreate(&event), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(event, gpu.stream()), cudaSuccess);
+  ASSERT_EQ(cudaMallocHost(&pinned, 8), cudaSuccess);
+  const auto captured = [&](const auto& call) {
+    cudaGraph_t graph = nullptr;
+    EXPECT_EQ(cudaStreamBeginCapture(gpu.stream(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    const cudaError_t error = call();
+    EXPECT_EQ(cudaStreamEndCapture(gpu.stream(), &graph),
+              error == cudaSuccess ? cudaSuccess : cudaErrorStreamCaptureInvalidated);
+    if (graph) cudaGraphDestroy(graph);
+    return error;
+  };
+  EXPECT_EQ(captured([&] { return cudaStreamWaitEvent(gpu.stream(), event, 0); }),
+            cudaErrorStreamCaptureIsolation);
+  EXPECT_EQ(captured([&] { return cudaEventSynchronize(event); }),
+            cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(captured([&] { return cudaFreeHost(pinned); }), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(captured([&] { return cudaStreamWaitEvent(nullptr, event, 0); }), cudaSuccess);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+}
+
 TEST(EmulatorCuda, CountsGpus) {
   EXPECT_EQ(CudaExec::device_count(), 1);
   {

@@ -167,7 +167,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   trace("wait stream {}", stream ? stream->number : 0);
   return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  // All events are of outside, as none is recorded in a capture.
+  if (is_capturing(stream)) return result(refuse_captured(cudaErrorStreamCaptureIsolation));
+  return cudaSuccess;
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   *event = new CUevent_st{next_number(), (flags & cudaEventDisableTiming) == 0, false, {}};
@@ -188,6 +192,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (is_capturing()) return result(refuse_captured());
   trace("wait event {}", event->number);
   return cudaSuccess;
 }
@@ -221,6 +226,7 @@ cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
+  if (is_capturing()) return result(refuse_captured());
   trace("free host");
   pinned_memory().remove(memory);
   std::free(memory);
@@ -278,6 +284,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureIsolation: return "cudaErrorStreamCaptureIsolation";
     default: return "an error that the emulated GPU does not know";
   }
 }
@@ -294,6 +301,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
       return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureIsolation:
+      return "dependency created on uncaptured work in another stream";
     default: return "unknown error";
   }
 }
