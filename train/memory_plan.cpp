@@ -20,6 +20,7 @@ std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype, Activa
 
 MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec) {
   MemoryPlan plan;
+  plan.recompute = config.train.recompute;
   const Activations activations = activations_for(exec, config.precision);
   plan.parameters = ParameterStore::plan(model.parameters(), Dtype::kF32,
                                          StoreContents::kValuesAndTraining, activations);
@@ -46,16 +47,30 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
   return plan;
 }
 
+namespace {
+
+/// What takes less memory than a plan with `set` does.
+const char* how_to_save(Recompute set) {
+  switch (set) {
+    case Recompute::kNone:
+      return "lower train.micro_batch_size or set train.recompute to selective or block";
+    case Recompute::kSelective:
+      return "lower train.micro_batch_size or set train.recompute to block";
+    case Recompute::kBlock: break;
+  }
+  return "lower train.micro_batch_size";
+}
+
+}  // namespace
+
 void require_memory(const MemoryPlan& plan, const Exec& exec) {
   // What the exec holds already, workspaces of libraries, is in the plan too.
   const std::int64_t available = available_bytes(exec) + gpu_bytes(exec);
   const bool unknown = available == 0 && !is_cuda(exec);
   if (unknown || plan.total_bytes() <= available) return;
-  fail(ErrorKind::kOutOfMemory,
-       "the run needs {}, {} has {} to give; lower train.micro_batch_size or set train.recompute "
-       "to selective or block\n{}",
+  fail(ErrorKind::kOutOfMemory, "the run needs {}, {} has {} to give; {}\n{}",
        byte_text(plan.total_bytes()), is_cuda(exec) ? "the GPU" : "this machine",
-       byte_text(available), to_text(plan));
+       byte_text(available), how_to_save(plan.recompute), to_text(plan));
 }
 
 std::string byte_text(std::int64_t bytes) {

@@ -1,11 +1,44 @@
 #include "train/memory_plan.h"
 
+#include <gmock/gmock.h>
+
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_model.h"
 
-#if JIBOIA_WITH_CUDA
 namespace jiboia::test {
 namespace {
+
+using testing::HasSubstr;
+
+/// The error of a plan that no machine has room for.
+std::string refused(Recompute recompute) {
+  Exec exec = CpuExec(1);
+  RunConfig config;
+  config.model = tiny_config();
+  config.train.recompute = recompute;
+  config.train.micro_batch_size = 2;
+  config.data.seq_len = 50;
+  MemoryPlan plan = plan_memory(config, MambaLm(config.model), exec);
+  plan.other_bytes += std::int64_t{1} << 60;
+  try {
+    require_memory(plan, exec);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
+    return error.what();
+  }
+  return "nothing was refused";
+}
+
+TEST(MemoryPlan, ProposesWhatIsNotSetYet) {
+  const std::string rows = "to give; lower train.micro_batch_size";
+  EXPECT_THAT(refused(Recompute::kNone),
+              HasSubstr(rows + " or set train.recompute to selective or block\n"));
+  EXPECT_THAT(refused(Recompute::kSelective),
+              HasSubstr(rows + " or set train.recompute to block\n"));
+  EXPECT_THAT(refused(Recompute::kBlock), HasSubstr(rows + "\n"));
+}
+
+#if JIBOIA_WITH_CUDA
 
 TEST(MemoryPlanCuda, IsWhatAMicroStepUses) {
   JIBOIA_SKIP_WITHOUT_GPU();
@@ -42,6 +75,7 @@ TEST(MemoryPlanCuda, IsWhatAMicroStepUses) {
   }
 }
 
+#endif
+
 }  // namespace
 }  // namespace jiboia::test
-#endif
