@@ -23,6 +23,19 @@ const char* output_label(std::size_t i) {
   return labels[i].c_str();
 }
 
+/// Calls visit(var) for the inputs, then the outputs, whose values backward() looks at.
+template <class Op, class Visit>
+void visit_backward_reads(const typename Op::template In<Var>& in,
+                          const typename Op::template Out<Var>& out, Visit visit) {
+  const auto visit_those = [&](const auto& vars, const auto& reads) {
+    for (std::size_t i = 0; i < fields<const Var>(vars).size(); ++i) {
+      if (fields<const bool>(reads)[i]) visit(fields<const Var>(vars)[i]);
+    }
+  };
+  visit_those(in, Op::kBackwardReadsInputs);
+  visit_those(out, Op::kBackwardReadsOutputs);
+}
+
 }  // namespace detail
 
 template <class Op>
@@ -81,14 +94,7 @@ typename Op::template Out<Var> Tape::apply(const typename Op::template In<Var>& 
   run_forward<Op>(in, out, attrs);
   if (mode_ == TapeMode::kTrain && first_pass_) count_parameter_uses(fields<const Var>(in));
   if (recording_) {
-    constexpr auto reads_in = Op::kBackwardReadsInputs;
-    constexpr auto reads_out = Op::kBackwardReadsOutputs;
-    for (std::size_t i = 0; i < fields<const Var>(in).size(); ++i) {
-      if (fields<const bool>(reads_in)[i]) keep_for_backward(fields<const Var>(in)[i]);
-    }
-    for (std::size_t i = 0; i < fields<const Var>(out).size(); ++i) {
-      if (fields<const bool>(reads_out)[i]) keep_for_backward(fields<const Var>(out)[i]);
-    }
+    detail::visit_backward_reads<Op>(in, out, [this](const Var& v) { keep_for_backward(v); });
     record(&Tape::backward_op<Op>, &Tape::forward_again<Op>, OpPayload<Op>{in, out, attrs});
   }
   return out;
@@ -171,14 +177,8 @@ void Tape::backward_op(Tape& tape, std::size_t payload_offset) {
   bool wanted = false;
   for (const Tensor& grad : fields<const Tensor>(grad_out)) wanted = wanted || grad;
   if (wanted) {
-    for (std::size_t i = 0; i < fields<const Var>(payload.in).size(); ++i) {
-      constexpr auto reads = Op::kBackwardReadsInputs;
-      if (fields<const bool>(reads)[i]) tape.restore(fields<const Var>(payload.in)[i]);
-    }
-    for (std::size_t i = 0; i < fields<const Var>(payload.out).size(); ++i) {
-      constexpr auto reads = Op::kBackwardReadsOutputs;
-      if (fields<const bool>(reads)[i]) tape.restore(fields<const Var>(payload.out)[i]);
-    }
+    detail::visit_backward_reads<Op>(payload.in, payload.out,
+                                     [&](const Var& v) { tape.restore(v); });
     const auto grad_in = map_fields<Grad, InGrad, Var>(
         payload.in, [&](const Var& v) { return tape.grad_destination(v); });
     Arena::Block scratch = tape.allocate_scratch<Op>(Pass::kBackward, payload.in, payload.attrs);
