@@ -54,7 +54,7 @@ __device__ void sum_pieces(const BackwardTiles& pass, const float* from, std::in
 /// Grid (row_blocks + blocks for the parameters), block kThreads. Memory bound: grad_b and grad_c
 /// are read once for each block of channels.
 __global__ void __launch_bounds__(kThreads)
-    sum_tiles_kernel(const __grid_constant__ BackwardTiles pass, Sums to) {
+    sum_tiles_kernel(const __grid_constant__ BackwardTiles pass, const __grid_constant__ Sums to) {
   const std::int64_t D = pass.D;
   if (blockIdx.x < to.row_blocks) {
     const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
