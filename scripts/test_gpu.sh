@@ -137,6 +137,7 @@ done
 export JIBOIA_SMALL_SHAPES=1 JIBOIA_GPU_LAUNCHES=1
 
 # examine TOOL PROGRAM ARGUMENT...: runs a test program under one of the sanitizer's tools.
+# shellcheck disable=SC2317  # it is called by name, through "all"
 examine() {
   local tool=$1 code=0 log
   shift
