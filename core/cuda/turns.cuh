@@ -3,6 +3,13 @@
 
 #include "core/cuda/launch.cuh"
 
+// GPUs before Hopper cannot sleep for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define JIBOIA_MBARRIER_WAIT "test_wait"
+#else
+#define JIBOIA_MBARRIER_WAIT "try_wait"
+#endif
+
 namespace jiboia::cuda {
 
 /// Keeps kWarps warps of a block at most one turn apart: cheaper than a barrier each turn. Each
@@ -38,7 +45,8 @@ class Turns {
     do {
       asm volatile(
           "{\n .reg .pred reached;\n"
-          " mbarrier.try_wait.parity.shared::cta.b64 reached, [%1], %2;\n"
+          " mbarrier." JIBOIA_MBARRIER_WAIT
+          ".parity.shared::cta.b64 reached, [%1], %2;\n"
           " selp.u32 %0, 1, 0, reached;\n}"
           : "=r"(reached)
           : "r"(address(turn % 2)), "r"(turn / 2 % 2)
@@ -67,3 +75,5 @@ class Turns {
 };
 
 }  // namespace jiboia::cuda
+
+#undef JIBOIA_MBARRIER_WAIT

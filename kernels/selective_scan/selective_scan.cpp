@@ -5,6 +5,17 @@
 
 namespace jiboia {
 
+ScanKernels SelectiveScan::kernels_for(const Exec& exec) {
+  const auto has_shared_memory = [](const auto& backend) {
+    if constexpr (requires { backend.gpu(); }) {
+      return backend.gpu().shared_bytes_per_block >= scan_tiles::kSharedBytes;
+    } else {
+      return true;
+    }
+  };
+  return std::visit(has_shared_memory, exec) ? ScanKernels::kAny : ScanKernels::kGeneral;
+}
+
 SelectiveScan::Out<Spec> SelectiveScan::infer(const In<Spec>& in, const Attrs& attrs) {
   expect_float(kName, "u", in.u, 3, "(B, L, D)");
   expect_float(kName, "a_log", in.a_log, 2, "(D, N)");

@@ -6,6 +6,9 @@ namespace jiboia {
 /// Whether a scan hands back the state behind its last step.
 enum class FinalState : std::uint8_t { kDiscard, kReturn };
 
+/// Which kernels a GPU may take: the fast ones where they suit, or those that suit all.
+enum class ScanKernels : std::uint8_t { kAny, kGeneral };
+
 /// The selective state space recurrence of Mamba-1 with its step size, skip and gate:
 ///   delta = softplus(dt + dt_bias),  decay_t = exp(-exp(a_log) * delta_t),
 ///   h_t = decay_t * h_(t-1) + delta_t * b_t * u_t,
@@ -21,8 +24,8 @@ enum class FinalState : std::uint8_t { kDiscard, kReturn };
 /// Saves states (B, ceil(L / kChunk), N, D): the state before each chunk. Backward computes the
 /// others again, chunk by chunk.
 /// The GPU has fast kernels for bf16 with N = 16 and D a multiple of 32, without initial_state and
-/// final_state, if the rows of u, dt and z are multiples of 8 elements apart (uses_tiles() in
-/// selective_scan_tiles.h). With these,
+/// final_state, if the rows of u, dt and z are multiples of 8 elements apart and attrs allow them
+/// (uses_tiles() in selective_scan_tiles.h). With these,
 /// - the states saved are rounded to bf16, and are those before every 4th step, in an order of
 ///   their own;
 /// - backward takes y before the gate to be y / silu(z), and so both passes read a |z| < 2^-60 as
@@ -57,6 +60,7 @@ struct SelectiveScan {
   };
   struct Attrs {
     FinalState final_state = FinalState::kDiscard;
+    ScanKernels kernels = ScanKernels::kAny;  ///< at most kernels_for() the exec
   };
   static constexpr In<InputKind> kInputKinds{.u = InputKind::kActivation,
                                              .dt = InputKind::kActivation,
@@ -82,6 +86,10 @@ struct SelectiveScan {
 
   /// Steps between two saved states.
   static constexpr std::int64_t kChunk = 16;
+
+  /// kGeneral on a GPU whose blocks have too little shared memory for the fast kernels, which
+  /// take what Hopper and later data-centre GPUs have.
+  static ScanKernels kernels_for(const Exec& exec);
 
   static Out<Spec> infer(const In<Spec>& in, const Attrs& attrs);
   static void forward(CpuExec& cpu, const ForwardArgs<SelectiveScan>& args);

@@ -18,6 +18,7 @@ struct BlockShared {
   float begins[2][kPeriod];
   WarpShared warps[kBlockTiles];
 };
+static_assert(sizeof(BlockShared) <= kSharedBytes);
 
 /// A warp with its tile: takes the gradient of the state through a part of a piece.
 class TileAhead {

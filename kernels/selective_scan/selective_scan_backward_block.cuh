@@ -62,6 +62,7 @@ struct BlockShared {
   int worker;
 };
 static_assert(kPeriodSums == kBlockThreads, "a thread adds up one sum of a period");
+static_assert(sizeof(BlockShared) <= kSharedBytes);
 
 /// The object of type T at an offset in the block's shared memory.
 template <class T>

@@ -26,6 +26,7 @@ template <bool kWide, bool kAhead>
 void launch_alone(CudaExec& gpu, const scan_cuda::Operands<bf16>& in, const ForwardOut& out,
                   std::int64_t B) {
   using Warp = ForwardWarp<kWide, kAhead>;
+  static_assert(kAloneWarps * sizeof(typename Warp::Shared) <= kSharedBytes);
   const std::int64_t warps = B * (kAhead ? out.segments - 1 : out.segments) * (in.D / Warp::kWidth);
   cuda::launch(gpu, SelectiveScan::kName, scan_forward_alone<kWide, kAhead>,
                {.grid = dim3(static_cast<unsigned>(ceil_div(warps, kAloneWarps))),
@@ -38,6 +39,7 @@ template <bool kWide>
 void launch_roles(CudaExec& gpu, const scan_cuda::Operands<bf16>& in, const ForwardOut& out,
                   std::int64_t B) {
   using Block = ForwardBlock<kWide>;
+  static_assert(sizeof(typename Block::Shared) <= kSharedBytes);
   cuda::launch(gpu, SelectiveScan::kName, scan_forward_roles<kWide>,
                {.grid = dim3(static_cast<unsigned>(B * ceil_div(in.D, Block::kBlockWidth))),
                 .block = dim3(Block::kThreads),

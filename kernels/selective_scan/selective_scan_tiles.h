@@ -14,13 +14,17 @@ inline constexpr std::int64_t kSteps = 4;
 inline constexpr std::int64_t kLineSize = 8;
 inline constexpr std::int64_t kLines = kChannels * kStates / kLineSize;
 
+/// The most shared memory that a block takes.
+inline constexpr std::int64_t kSharedBytes = 224 * 1024;
+
 /// Whether forward saves tiles, and backward reads them.
 inline bool uses_tiles(const SelectiveScan::In<Spec>& in, const SelectiveScan::Attrs& attrs) {
   // Backward reads 8 elements of a row by one access.
   const auto aligned = [](const Spec& rows) { return rows.row_stride % 8 == 0; };
-  return in.u.dtype == Dtype::kBf16 && in.a_log.shape[1] == kStates &&
-         in.u.shape[2] % kChannels == 0 && aligned(in.u) && aligned(in.dt) && aligned(in.z) &&
-         !in.initial_state && attrs.final_state == FinalState::kDiscard;
+  return attrs.kernels == ScanKernels::kAny && in.u.dtype == Dtype::kBf16 &&
+         in.a_log.shape[1] == kStates && in.u.shape[2] % kChannels == 0 && aligned(in.u) &&
+         aligned(in.dt) && aligned(in.z) && !in.initial_state &&
+         attrs.final_state == FinalState::kDiscard;
 }
 
 /// Saved states (B, ceil(L / kSteps), D * kStates), bf16: tile after tile, kLines lines each.

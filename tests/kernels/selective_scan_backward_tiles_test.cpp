@@ -135,6 +135,9 @@ TEST(SelectiveScanTilesCuda, AreTakenByTheScansThatTheySuit) {
   check.attrs.final_state = FinalState::kReturn;
   EXPECT_FALSE(takes_tiles(check));
   check = scan_check(2, 5, 96, 16);
+  check.attrs.kernels = ScanKernels::kGeneral;
+  EXPECT_FALSE(takes_tiles(check));
+  check = scan_check(2, 5, 96, 16);
   check.inputs.initial_state = {.shape = {2, 16, 96}, .low = -2, .high = 2, .constant = true};
   EXPECT_FALSE(takes_tiles(check));
   for (TestInput Scan::In<TestInput>::*member :
@@ -145,6 +148,18 @@ TEST(SelectiveScanTilesCuda, AreTakenByTheScansThatTheySuit) {
     (check.inputs.*member).columns_after = 4;
     EXPECT_FALSE(takes_tiles(check));
   }
+}
+
+TEST(SelectiveScanTilesCuda, LeaveItToTheGeneralKernelsWhereTold) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  const Exec exec = CudaExec(0);
+  const bool roomy =
+      std::get<CudaExec>(exec).gpu().shared_bytes_per_block >= scan_tiles::kSharedBytes;
+  EXPECT_EQ(Scan::kernels_for(exec), roomy ? ScanKernels::kAny : ScanKernels::kGeneral);
+  EXPECT_EQ(Scan::kernels_for(CpuExec(1)), ScanKernels::kAny);
+  auto check = scan_check(2, 33, 64, 16);
+  check.attrs.kernels = ScanKernels::kGeneral;
+  check_op_cuda(check);
 }
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {

@@ -126,18 +126,19 @@ BlockState MambaBlock::run_block(Tape& tape, const MambaBlock& block, const Bloc
   const Var dt_b_c = tape.apply<Linear>({.x = u, .weight = weight(block.x_proj_)}).y;
   const Var dt =
       tape.apply<Linear>({.x = dt_b_c.column_slice(0, R), .weight = weight(block.dt_proj_)}).y;
-  const auto scan = tape.apply<SelectiveScan>(
-      {.u = u,
-       .dt = dt,
-       .a_log = weight(block.a_log_),
-       .b = dt_b_c.column_slice(R, N),
-       .c = dt_b_c.column_slice(R + N, N),
-       .d_skip = weight(block.d_skip_),
-       .z = z,
-       .dt_bias = weight(block.dt_bias_),
-       .document_start = in.document_start,
-       .initial_state = state ? tape.constant(state->scan_state) : Var()},
-      {.final_state = state ? FinalState::kReturn : FinalState::kDiscard});
+  const auto scan =
+      tape.apply<SelectiveScan>({.u = u,
+                                 .dt = dt,
+                                 .a_log = weight(block.a_log_),
+                                 .b = dt_b_c.column_slice(R, N),
+                                 .c = dt_b_c.column_slice(R + N, N),
+                                 .d_skip = weight(block.d_skip_),
+                                 .z = z,
+                                 .dt_bias = weight(block.dt_bias_),
+                                 .document_start = in.document_start,
+                                 .initial_state = state ? tape.constant(state->scan_state) : Var()},
+                                {.final_state = state ? FinalState::kReturn : FinalState::kDiscard,
+                                 .kernels = SelectiveScan::kernels_for(tape.exec())});
   if (state && !tape.measuring()) {
     copy(tape.exec(), tape.value(scan.final_state), state->scan_state);
   }
