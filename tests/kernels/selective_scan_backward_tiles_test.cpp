@@ -150,6 +150,7 @@ TEST(SelectiveScanTilesCuda, AreTakenByTheScansThatTheySuit) {
   }
 }
 
+#if JIBOIA_WITH_CUDA
 TEST(SelectiveScanTilesCuda, LeaveItToTheGeneralKernelsWhereTold) {
   JIBOIA_SKIP_WITHOUT_GPU();
   const Exec exec = CudaExec(0);
@@ -161,6 +162,7 @@ TEST(SelectiveScanTilesCuda, LeaveItToTheGeneralKernelsWhereTold) {
   check.attrs.kernels = ScanKernels::kGeneral;
   check_op_cuda(check);
 }
+#endif
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {
   JIBOIA_SKIP_WITHOUT_GPU();
