@@ -175,6 +175,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardJoinsSegmentsOfAllLengths) {
   }
 }
 
+#if JIBOIA_WITH_CUDA
 TEST(SelectiveScanForwardTilesCuda, PlansDependOnShapesAndCoverTheRow) {
   for (const std::int64_t B : {1, 2, 4, 8, 32}) {
     for (const std::int64_t L : {1, 64, 127, 128, 129, 2048, 2049, 65536, 1000000}) {
@@ -189,6 +190,7 @@ TEST(SelectiveScanForwardTilesCuda, PlansDependOnShapesAndCoverTheRow) {
     }
   }
 }
+#endif
 
 TEST(SelectiveScanForwardTilesCuda, ForwardTakesLargeStatesAndGates) {
   JIBOIA_SKIP_WITHOUT_GPU();
