@@ -21,18 +21,6 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
-/// log2(x): an absolute error of 2^-22 for x in (0.5, 2), a relative one elsewhere. Denormals count
-/// as 0.
-__device__ inline float log2_approx(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return std::log2(std::fabs(x) < 0x1p-126f ? 0.f : x);
-#endif
-}
-
 /// 1 / x, within 1 unit in the last place; 0 where that is denormal, infinite where x is.
 __device__ inline float reciprocal_approx(float x) {
 #ifdef __CUDA_ARCH__
@@ -43,17 +31,6 @@ __device__ inline float reciprocal_approx(float x) {
   if (std::fabs(x) < 0x1p-126f) x = std::copysign(0.f, x);
   const float result = 1 / x;
   return std::fabs(result) < 0x1p-126f ? std::copysign(0.f, x) : result;
-#endif
-}
-
-/// tanh(x), with a relative error of 2^-11.
-__device__ inline float tanh_approx(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return std::tanh(x);
 #endif
 }
 

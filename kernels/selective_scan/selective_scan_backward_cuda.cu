@@ -98,7 +98,7 @@ class BackwardLane {
       const Four b(&group_->b[t][lane_.state * kLaneStates]);
 #pragma unroll
       for (int j = 0; j < kLaneStates; ++j) {
-        const float decayed = exp2_nonpositive(step.x * rate[j]) * state[j];
+        const float decayed = cuda::exp2_approx(step.x * rate[j]) * state[j];
         state[j] = fmaf(step.y, b[j], decayed);
       }
     }
@@ -119,7 +119,7 @@ class BackwardLane {
         y[s] = 0;
 #pragma unroll
         for (int j = 0; j < kLaneStates; ++j) {
-          decay[s][j] = exp2_nonpositive(step.x * rate[j]);
+          decay[s][j] = cuda::exp2_approx(step.x * rate[j]);
           decayed[s][j] = decay[s][j] * state[j];
           state[j] = fmaf(step.y, b[j], decayed[s][j]);
           y[s] = fmaf(state[j], c[j], y[s]);

@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "core/cuda/kernel.cuh"
+#include "core/cuda/ptx.cuh"
 #include "kernels/selective_scan/selective_scan.h"
 
 /// What the two passes of the GPU's selective scan share.
@@ -73,18 +74,6 @@ struct Operands {
     return static_cast<int>(value);
   }
 };
-
-/// 2^x for x <= 0; on a GPU, 0 where that is denormal. (exp2f() makes a detour for these, three
-/// more instructions a state and step.)
-__device__ inline float exp2_nonpositive(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2f(x);
-#endif
-}
 
 /// 1 / (1 + e^-x) and log(1 + e^x), good to the last digits for every x; NaN for NaN.
 /// Method: both from e = e^-|x| <= 1, which cannot overflow. log(1 + e^x) = max(x, 0) + log1p(e),

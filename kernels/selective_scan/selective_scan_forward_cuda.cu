@@ -38,7 +38,7 @@ __device__ void walk(Chunk& chunk, const GroupTile& group, const Lane& lane, int
       float sum = 0;
 #pragma unroll
       for (int j = 0; j < kLaneStates; ++j) {
-        const float decayed = exp2_nonpositive(step.x * rate[k][j]) * state[k][j];
+        const float decayed = cuda::exp2_approx(step.x * rate[k][j]) * state[k][j];
         state[k][j] = fmaf(step.y, b[j], decayed);
         sum = fmaf(state[k][j], c[j], sum);
       }
