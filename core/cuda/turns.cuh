@@ -38,7 +38,8 @@ class Turns {
     }
 #endif
   }
-  /// Waits until all warps have done a turn.
+  /// Waits until all warps have done a turn. To be called where all are known to have done the last
+  /// but one before it: otherwise it may return at once.
   __device__ void wait([[maybe_unused]] int turn) const {
 #ifdef __CUDA_ARCH__
     unsigned reached;

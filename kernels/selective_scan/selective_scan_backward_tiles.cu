@@ -3,7 +3,7 @@
 namespace jiboia::scan_tiles {
 namespace {
 
-/// Grid `workers`, block kBlockThreads, 210 KiB of shared memory, so one block a multiprocessor.
+/// Grid `workers`, block kBlockThreads, 223 KiB of shared memory, so one block a multiprocessor.
 /// Limited by instruction issue: about 18 instructions a state and step, of which 12 are the two
 /// recurrences and their sums.
 template <bool kDocuments, bool kPlain>
@@ -14,9 +14,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   // all and waits for nobody. Numbers are given in the order in which blocks begin, so whoever is
   // waited for is at work already: however few blocks find a place at a time, all come to an end.
   if (threadIdx.x == 0) shared.worker = atomicAdd(pass.partials.counters, 1);
-  for (auto& of_chunk : shared.sums) {  // of the tiles that a block at the last channels lacks
-    for (auto& of_tile : of_chunk) of_tile[threadIdx.x % kChunkSums] = 0;
-  }
   const cuda::Turns<kBlockTiles> turns(shared.turns);
   const Schedule& schedule = pass.schedule;
   const std::int64_t worker = shared.worker;
@@ -33,8 +30,16 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const int block = static_cast<int>(row % schedule.blocks);
     const int first_channel =
         (block * kBlockTiles + static_cast<int>(threadIdx.x) / 32) * static_cast<int>(kChannels);
-    // A warp for which the block has no channels left repeats the last ones, for nobody.
+    // A warp for which the block has no channels left repeats the last ones, for nobody: its sums
+    // count as 0, whatever it left there in the row before.
     const bool active = first_channel < pass.D;
+    if (!active) {
+      for (auto& of_chunk : shared.sums) {
+        for (unsigned i = threadIdx.x % 32; i < kChunkSums; i += 32) {
+          of_chunk[threadIdx.x / 32][i] = 0;
+        }
+      }
+    }
     float* sums =
         pass.partials.b_c +
         ((std::int64_t{block} * pass.B + batch) * schedule.periods + piece.end) * kPeriodSums +

@@ -261,6 +261,13 @@ TEST(SelectiveScanTilesCuda, HandRowsOverFromWorkerToWorker) {
   expect_gradients(check);
 }
 
+TEST(SelectiveScanTilesCuda, LeaveNoSumsBehindForBlocksWithFewerChannels) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  // More rows than workers, by turns of 8 tiles and of 1: a worker has some of both, and they
+  // are long enough to use every place for sums.
+  expect_gradients(tiles_check(140, 4 * kPeriod, 288));
+}
+
 TEST(SelectiveScanTilesCuda, GradientOfZIsRightWhereTheGateIsZero) {
   JIBOIA_SKIP_WITHOUT_GPU();
   OpRun<Scan> run(scan_check(2, 19, 32, 16), Dtype::kBf16);
