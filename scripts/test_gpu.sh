@@ -153,8 +153,8 @@ examine() {
   if grep -q 'Internal Sanitizer Error' "$log"; then
     # The tool cannot leave out some of cuBLASLt's kernels: look at all, and judge ours.
     code=0
-    "${check[@]}" "$@" >"$log" 2>&1 || code=$?
-    if [ "$code" = 99 ] && ! grep -q 'Internal Sanitizer Error' "$log" &&
+    "${check[@]}" --print-limit 100000 "$@" >"$log" 2>&1 || code=$?
+    if [ "$code" = 99 ] && ! grep -qE 'Internal Sanitizer Error|FAILED|Failure' "$log" &&
       ! grep -E '(Race|Barrier).*(reported|error)' "$log" | grep -q jiboia; then
       echo "Hazards in the libraries' kernels alone"
       code=0
