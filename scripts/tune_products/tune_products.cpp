@@ -27,6 +27,7 @@ struct Arguments {
   std::vector<std::string> models{"configs/mambarim110m.yaml:32", "configs/mambarim110m.yaml:16",
                                   "configs/mambarim110m.yaml:4", "configs/mamba7b-rw.yaml:4"};
   double seconds = 90;
+  bool only_missing = false;
   std::string output;
 };
 
@@ -141,6 +142,11 @@ int tune(const Arguments& arguments) {
   }
   const std::string name = gpu.gpu().name;
   const std::uint64_t library = cublasLtGetVersion();
+  if (arguments.only_missing) {
+    std::erase_if(products, [&](const MatrixProduct& product) {
+      return table.contains({name, library, product_name(product)});
+    });
+  }
   fmt::print("{}, cuBLASLt {}: {} products, after {:.1f} s\n", name, library, products.size(),
              elapsed());
   fmt::print("{:<58} {:>8} {:>8} {:>6} {:>7} {:>6} {:>5}  {:<34} {}\n", "product", "first us",
@@ -179,6 +185,8 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", arguments.seconds, "For all of it, shared by the products")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  app.add_flag("--only-missing", arguments.only_missing,
+               "Leave out products that the table has for this GPU and library");
   app.add_option("--output", arguments.output,
                  "File for the table, core/cuda/blas_table.inc; entries of other GPUs, libraries "
                  "and products stay");
