@@ -1,5 +1,7 @@
 #include "train/memory_plan.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <map>
 
@@ -20,6 +22,7 @@ std::vector<Tensor> planned_parameters(const MambaLm& model, Dtype dtype, Activa
 
 MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec) {
   MemoryPlan plan;
+  plan.rows = config.train.micro_batch_size;
   plan.recompute = config.train.recompute;
   const Activations activations = activations_for(exec, config.precision);
   plan.parameters = ParameterStore::plan(model.parameters(), Dtype::kF32,
@@ -49,16 +52,17 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
 
 namespace {
 
-/// What takes less memory than a plan with `set` does.
-const char* how_to_save(Recompute set) {
-  switch (set) {
-    case Recompute::kNone:
-      return "lower train.micro_batch_size or set train.recompute to selective or block";
-    case Recompute::kSelective:
-      return "lower train.micro_batch_size or set train.recompute to block";
-    case Recompute::kBlock: break;
+/// What takes less memory than `plan`.
+std::string how_to_save(const MemoryPlan& plan) {
+  std::vector<const char*> ways;
+  if (plan.rows > 1) ways.push_back("lower train.micro_batch_size");
+  if (plan.recompute == Recompute::kNone) {
+    ways.push_back("set train.recompute to selective or block");
+  } else if (plan.recompute == Recompute::kSelective) {
+    ways.push_back("set train.recompute to block");
   }
-  return "lower train.micro_batch_size";
+  if (ways.empty()) ways.push_back("lower data.seq_len or choose a smaller model");
+  return fmt::format("{}", fmt::join(ways, " or "));
 }
 
 }  // namespace
@@ -70,7 +74,7 @@ void require_memory(const MemoryPlan& plan, const Exec& exec) {
   if (unknown || plan.total_bytes() <= available) return;
   fail(ErrorKind::kOutOfMemory, "the run needs {}, {} has {} to give; {}\n{}",
        byte_text(plan.total_bytes()), is_cuda(exec) ? "the GPU" : "this machine",
-       byte_text(available), how_to_save(plan.recompute), to_text(plan));
+       byte_text(available), how_to_save(plan), to_text(plan));
 }
 
 std::string byte_text(std::int64_t bytes) {

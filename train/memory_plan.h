@@ -19,6 +19,7 @@ struct MemoryPlan {
   std::vector<Arena::Usage> blocks_at_peak;  ///< what fills the arena then
   /// Uploaded batches, the optimizer's tables, workspaces of libraries.
   std::int64_t other_bytes = 0;
+  std::int64_t rows = 0;                   ///< of a micro-step
   Recompute recompute = Recompute::kNone;  ///< what the micro-step computes again
   std::int64_t total_bytes() const { return parameters.total() + arena_bytes + other_bytes; }
 };

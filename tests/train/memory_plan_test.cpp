@@ -11,12 +11,12 @@ namespace {
 using testing::HasSubstr;
 
 /// The error of a plan that no machine has room for.
-std::string refused(Recompute recompute) {
+std::string refused(std::int64_t rows, Recompute recompute) {
   Exec exec = CpuExec(1);
   RunConfig config;
   config.model = tiny_config();
   config.train.recompute = recompute;
-  config.train.micro_batch_size = 2;
+  config.train.micro_batch_size = rows;
   config.data.seq_len = 50;
   MemoryPlan plan = plan_memory(config, MambaLm(config.model), exec);
   plan.other_bytes += std::int64_t{1} << 60;
@@ -30,12 +30,16 @@ std::string refused(Recompute recompute) {
 }
 
 TEST(MemoryPlan, ProposesWhatIsNotSetYet) {
-  const std::string rows = "to give; lower train.micro_batch_size";
-  EXPECT_THAT(refused(Recompute::kNone),
-              HasSubstr(rows + " or set train.recompute to selective or block\n"));
-  EXPECT_THAT(refused(Recompute::kSelective),
-              HasSubstr(rows + " or set train.recompute to block\n"));
-  EXPECT_THAT(refused(Recompute::kBlock), HasSubstr(rows + "\n"));
+  const std::string lower = "to give; lower train.micro_batch_size";
+  EXPECT_THAT(refused(2, Recompute::kNone),
+              HasSubstr(lower + " or set train.recompute to selective or block\n"));
+  EXPECT_THAT(refused(2, Recompute::kSelective),
+              HasSubstr(lower + " or set train.recompute to block\n"));
+  EXPECT_THAT(refused(2, Recompute::kBlock), HasSubstr(lower + "\n"));
+  EXPECT_THAT(refused(1, Recompute::kSelective),
+              HasSubstr("to give; set train.recompute to block\n"));
+  EXPECT_THAT(refused(1, Recompute::kBlock),
+              HasSubstr("to give; lower data.seq_len or choose a smaller model\n"));
 }
 
 #if JIBOIA_WITH_CUDA
