@@ -28,9 +28,11 @@ def find_files(inputs, suffixes):
             files.append(given)
         else:
             raise DataError(f"{given}: no such file or folder")
-    for index, path in enumerate(files):
-        if path in files[:index]:
+    seen = set()
+    for path in files:
+        if path in seen:
             raise UsageError(f"{path} is named twice")
+        seen.add(path)
     return files
 
 
