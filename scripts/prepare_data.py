@@ -23,6 +23,7 @@ try:
         FolderSpec,
         MANIFEST,
         ShardFolder,
+        check_tokens,
         hash_file,
         write_manifest,
     )
@@ -34,6 +35,7 @@ except ModuleNotFoundError as missing:
     )
 
 DISK_EXIT_CODE = 7
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def add_common_options(command):
@@ -213,11 +215,26 @@ def make_recipe(options, files, **facts):
     }
 
 
-def check_positive(options, *names):
-    for name in names:
-        value = getattr(options, name)
+def check_options(options):
+    """What the numbers may be, before anything is read."""
+    for name in ("shard_tokens", "row_length", "vocab_size"):
+        value = getattr(options, name, None)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    for name in SPECIAL_IDS:
+        value = getattr(options, name, None)
+        if value is not None and not 0 <= value < options.vocab_size:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} is outside the vocabulary of "
+                f"{options.vocab_size}"
+            )
+    rule = getattr(options, "document_starts", "none")
+    for role, needed in (("bos", rule == "at-bos"), ("eos", rule == "after-eos")):
+        if needed and getattr(options, f"{role}_token_id") is None:
+            raise UsageError(f"--document-starts {rule} needs --{role}-token-id")
+    fraction = getattr(options, "validation_fraction", 0)
+    if not 0 <= fraction < 1:
+        raise UsageError(f"--validation-fraction is {fraction}, expected 0 to below 1")
 
 
 def prepare_text(options):
@@ -225,11 +242,6 @@ def prepare_text(options):
 
     from jiboia_data import text
 
-    check_positive(options, "shard_tokens", "row_length")
-    if not 0 <= options.validation_fraction < 1:
-        raise UsageError(
-            f"--validation-fraction is {options.validation_fraction}, expected 0 to below 1"
-        )
     copies = tokenizer_files(options.tokenizer)
     files = text.find_files(options.inputs, text.SUFFIXES)
     encoder = text.TextEncoder(options.tokenizer, None, None)
@@ -299,21 +311,9 @@ def finish(splits, units):
 
 
 def row_spec(options, row_length, files, **facts):
-    check_positive(options, "shard_tokens", "vocab_size")
-    special_ids = {}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(options, name)
-        if value is not None:
-            if not 0 <= value < options.vocab_size:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {value} is outside the vocabulary of "
-                    f"{options.vocab_size}"
-                )
-            special_ids[name] = value
+    given = {name: getattr(options, name) for name in SPECIAL_IDS}
+    special_ids = {name: value for name, value in given.items() if value is not None}
     rule = options.document_starts
-    for role, needed in (("bos", rule == "at-bos"), ("eos", rule == "after-eos")):
-        if needed and f"{role}_token_id" not in special_ids:
-            raise UsageError(f"--document-starts {rule} needs --{role}-token-id")
     copies = tokenizer_files(options.tokenizer)
     return FolderSpec(
         vocab_size=options.vocab_size,
@@ -365,7 +365,6 @@ def prepare_parquet(options):
 def prepare_openlm(options):
     from jiboia_data import rows
 
-    check_positive(options, "row_length")
     source = rows.OpenLmRows(options.inputs, options.row_length, options.vocab_size)
     folder = ShardFolder(options.output, row_spec(options, options.row_length, source.files))
     write_rows(folder, source.read(folder.next_unit), options)
@@ -393,6 +392,7 @@ def prepare_manifest(options):
             tokens = file["tokens"]
             if not isinstance(tokens, h5py.Dataset) or tokens.ndim not in (1, 2):
                 raise DataError(f"{path}: `tokens` is not a dataset of rank 1 or 2")
+            check_tokens(path, tokens, options.vocab_size)
             shapes[path] = (tokens.shape[1:], "document_starts" in file)
     for path, shape in shapes.items():
         if shape != shapes[shards[0]]:
@@ -418,6 +418,7 @@ def main(arguments=None):
         "manifest": prepare_manifest,
     }
     try:
+        check_options(options)
         commands[options.command](options)
     except PrepareError as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)

@@ -71,6 +71,26 @@ def json_bytes(value):
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
 
 
+def check_range(where, tokens, vocab_size, first=0):
+    """That ids are below vocab_size; `first` is the position of the first."""
+    bad = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+    if len(bad):
+        raise DataError(
+            f"{where}: token {tokens.flat[bad[0]]} at position {first + bad[0]} is outside the "
+            f"vocabulary of {vocab_size}"
+        )
+
+
+def check_tokens(path, tokens, vocab_size):
+    """That an HDF5 dataset holds integers below vocab_size, some MiB at a time."""
+    if tokens.dtype.kind not in "iu":
+        raise DataError(f"{path}: `tokens` is {tokens.dtype}, expected integers")
+    width = tokens.size // max(1, len(tokens))
+    rows = max(1, BLOCK_TOKENS // max(1, width))
+    for begin in range(0, len(tokens), rows):
+        check_range(path, tokens[begin : begin + rows], vocab_size, begin * width)
+
+
 def write_atomically(path, data):
     """Under another name, synced, renamed, and the name made durable."""
     temporary = path.with_name(path.name + ".tmp")
@@ -242,7 +262,7 @@ class ShardFolder:
     def add(self, unit):
         if not self.wants(unit.number):
             return
-        self._check_range(unit)
+        check_range(unit.where, unit.tokens, self.spec.vocab_size)
         total = len(unit.tokens)
         begin = self.next_offset if unit.number == self.next_unit else 0
         while begin < total:
@@ -257,14 +277,6 @@ class ShardFolder:
             begin = end
             if self._open.tokens == self.shard_tokens:
                 self._commit(*((unit.number, end) if end < total else (unit.number + 1, 0)))
-
-    def _check_range(self, unit):
-        bad = np.flatnonzero((unit.tokens < 0) | (unit.tokens >= self.spec.vocab_size))
-        if len(bad):
-            raise DataError(
-                f"{unit.where}: token {unit.tokens[bad[0]]} at position {bad[0]} is outside the "
-                f"vocabulary of {self.spec.vocab_size}"
-            )
 
     def _commit(self, next_unit, next_offset):
         path = self._shard_path(len(self._shards))

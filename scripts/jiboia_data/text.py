@@ -148,6 +148,7 @@ def special_ids(tokenizer_path, given):
             names[role] = token.get("content") if isinstance(token, dict) else token
     names.update({role: token for role, token in given.items() if token is not None})
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    vocab_size = vocabulary_size(tokenizer_path)
     ids = {}
     for role, token in names.items():
         if token is None:
@@ -157,6 +158,8 @@ def special_ids(tokenizer_path, given):
             number = int(token)
         if number is None:
             raise DataError(f"{tokenizer_path}: has no token {token!r} (the {role} token)")
+        if number >= vocab_size:
+            raise UsageError(f"--{role}-token {number} is outside the vocabulary of {vocab_size}")
         ids[f"{role}_token_id"] = number
     return ids
 

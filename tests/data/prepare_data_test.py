@@ -221,6 +221,7 @@ def test_usage_errors(tokenizer, jsonl, tmp_path, capsys):
         ((jsonl, *out, "--shard-tokens", 0), 2, "--shard-tokens is 0"),
         ((jsonl, *out, "--row-length", 50, "--shard-tokens", 49), 2, "one row has 50"),
         ((jsonl, *out, "--eos-token", "<none>"), 3, "has no token '<none>'"),
+        ((jsonl, *out, "--pad-token", 99999), 2, "--pad-token 99999 is outside the vocabulary of"),
         ((jsonl, "-o", tmp_path / "out", "--tokenizer", jsonl), 2, "must be named tokenizer.json"),
         ((jsonl, "-o", tmp_path / "out", "--tokenizer", "absent"), 3, "no such tokenizer"),
     ]:
@@ -235,6 +236,26 @@ def test_usage_errors(tokenizer, jsonl, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             run(name, "-o", tmp_path / "out")
         assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--vocab-size", 0), "--vocab-size is 0"),
+        (("--vocab-size", -5, "--eos-token-id", 0), "--vocab-size is -5"),
+        (("--vocab-size", 9, "--eos-token-id", 9), "--eos-token-id 9 is outside the vocabulary"),
+        (("--vocab-size", 9, "--pad-token-id", -1), "--pad-token-id -1 is outside"),
+        (("--vocab-size", 9, "--document-starts", "at-bos"), "at-bos needs --bos-token-id"),
+        (("--vocab-size", 9, "--shard-tokens", 0), "--shard-tokens is 0"),
+    ],
+)
+def test_options_are_checked_before_the_input(tmp_path, capsys, arguments, message):
+    commands = ["parquet", "openlm"] + ["manifest"] * (len(arguments) == 2)
+    for command in commands:
+        output = () if command == "manifest" else ("-o", tmp_path / "out")
+        assert run(command, tmp_path / "absent", *output, *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # Stopping and going on.
@@ -570,3 +591,21 @@ def test_manifest_describes_foreign_files(tmp_path, capsys):
         file["ids"] = np.zeros((3, 4), np.int32)
     assert run("manifest", folder, "--vocab-size", 10) == 3
     assert "no dataset `tokens`; there are: ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (np.array([[1, 2], [3, 10]], np.int32), "token 10 at position 3 is outside the vocabulary"),
+        (np.array([1, -2], np.int8), "token -2 at position 1 is outside the vocabulary of 10"),
+        (np.array([1, 2**64 - 1], np.uint64), "token 18446744073709551615 at position 1"),
+        (np.array([1.0, 2.0], np.float32), "`tokens` is float32, expected integers"),
+    ],
+)
+def test_manifest_refuses_foreign_tokens(tmp_path, capsys, monkeypatch, tokens, message):
+    monkeypatch.setattr(shards_module, "BLOCK_TOKENS", 2)  # a block ends before what is wrong
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tokens"] = tokens
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "manifest.json").exists()
