@@ -34,8 +34,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
-from row_order import permuted_row  # noqa: E402
+from jiboia_data.row_order import permuted_row  # noqa: E402
 
 WINDOW = 20
 IGNORED = -100

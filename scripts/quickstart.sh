@@ -78,8 +78,8 @@ done
 step 'Baselines: what counting achieves'
 if [ ! -e "$run/baselines.json" ]; then
   seq_len=$(build/bin/train --config "$config" --print-config | awk '$1 == "seq_len:" {print $2}')
-  "$python" "$tools/ngram_baseline.py" --train "$run/data/train" \
-    --validation "$run/data/validation" --seq-len "$seq_len" --output "$run/baselines.json"
+  "$python" scripts/baselines.py --data "$run/data" --seq-len "$seq_len" --order 2 --discounts one \
+    --output "$run/baselines.json"
 fi
 
 step "Training $config"

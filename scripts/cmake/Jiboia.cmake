@@ -91,9 +91,9 @@ endfunction()
 # jiboia_pytest(file [GPU | ONLY_GPU] [LABELS ...] [TIMEOUT seconds]): registers file.py of the
 # current folder with CTest. It runs under JIBOIA_PYTHON, a Python that holds
 # scripts/requirements-test.txt; the test reads JIBOIA_BUILD_DIR (programs in bin/, test tools in
-# tests/) and JIBOIA_SOURCE_DIR, and may import what is in tests/support. GPU: its tests with `cuda`
-# in their name are run by an entry of their own, gpu/folder/file.py, with the label `gpu`
-# (tests/support/gpu.py); ONLY_GPU: it has no others.
+# tests/) and JIBOIA_SOURCE_DIR, and may import what is in tests/support and in scripts. GPU: its
+# tests with `cuda` in their name are run by an entry of their own, gpu/folder/file.py, with the label
+# `gpu` (tests/support/gpu.py); ONLY_GPU: it has no others.
 set(JIBOIA_PYTHON "" CACHE FILEPATH "Python for the tests written in it (scripts/test.sh makes one)")
 function(jiboia_pytest file)
   cmake_parse_arguments(ARG "GPU;ONLY_GPU" "TIMEOUT" "LABELS" ${ARGN})
@@ -128,7 +128,7 @@ function(jiboia_pytest file)
       SKIP_REGULAR_EXPRESSION "(^|\n)[0-9]+ skipped(, [0-9]+ deselected)? in ")
   endif()
   set_tests_properties(${all} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
-    ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support")
+    ENVIRONMENT "JIBOIA_BUILD_DIR=${PROJECT_BINARY_DIR};JIBOIA_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support:${PROJECT_SOURCE_DIR}/scripts")
 endfunction()
 
 # Sets JIBOIA_WITH_CUDA, whether the CUDA backend is built, and readies the compiler for it. The GPUs

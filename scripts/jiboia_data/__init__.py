@@ -1,4 +1,5 @@
-"""What scripts/prepare_data.py is made of: sources of token ids, and the writer of token shards.
+"""What the programs in Python share.
 
-The format of the shards is data/FORMAT.md.
+Sources of token ids and the writer of token shards (data/FORMAT.md), which scripts/prepare_data.py is
+made of; text from distribution packages; n-gram models; the order of training rows.
 """

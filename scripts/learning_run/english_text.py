@@ -1,17 +1,13 @@
 """From package files to plain English paragraphs. Standard library only.
 
-Readers for formats that the quickstart's text_cleaning.py does not know, and for its HTML with what
-larger manuals add to it. READERS names all of them for packages.json.
+Readers for formats that jiboia_data/text_cleaning.py does not know, and for its HTML with what larger
+manuals add to it. READERS names all of them for packages.json.
 """
 
 import re
-import sys
 import zlib
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
-
-import text_cleaning  # noqa: E402
+from jiboia_data import text_cleaning
 
 FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be because been before but by can could do does "

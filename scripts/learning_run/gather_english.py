@@ -8,36 +8,21 @@ occurred before, in whichever document, is dropped, so that no paragraph is in b
 Standard library only. Exit codes: 0 done, 2 usage, 3 too little text or a damaged package.
 """
 
-import json
 import sys
 from pathlib import Path
 
-import english_text
-
-import gather_corpus  # of the quickstart, whose folder english_text puts on the path
-import text_cleaning
-
 HERE = Path(__file__).resolve().parent
-HELD_OUT = 0.01
+sys.path.insert(0, str(HERE.parent))
 
-
-def main():
-    options = gather_corpus.parse_arguments(__doc__, minimum_bytes=60_000_000)
-    packages = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
-    corpus = gather_corpus.gather(
-        packages,
-        gather_corpus.fetch(packages, options.packages),
-        options.output,
-        text_cleaning.Cleaner(english_text.is_english),
-        english_text.READERS,
-        HELD_OUT,
-    )
-    gather_corpus.finish(corpus, options.output, options.minimum_bytes)
-
+import english_text  # noqa: E402
+from jiboia_data import package_text, text_cleaning  # noqa: E402
 
 if __name__ == "__main__":
-    try:
-        main()
-    except gather_corpus.CorpusError as error:
-        print(f"gather_english.py: {error}", file=sys.stderr)
-        sys.exit(3)
+    package_text.gather_and_split(
+        __doc__,
+        HERE / "packages.json",
+        minimum_bytes=60_000_000,
+        cleaner=text_cleaning.Cleaner(english_text.is_english),
+        readers=english_text.READERS,
+        held_out=0.01,
+    )

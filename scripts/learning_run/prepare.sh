@@ -46,6 +46,6 @@ du -sh "$run/data"
 
 echo '== Baselines: what counting and xz achieve'
 if [ ! -e "$run/baselines.json" ]; then
-  "$python" "$tools/baselines.py" --corpus "$run/corpus" --data "$run/data" --seq-len 2048 \
+  "$python" scripts/baselines.py --corpus "$run/corpus" --data "$run/data" --seq-len 2048 \
     --output "$run/baselines.json"
 fi

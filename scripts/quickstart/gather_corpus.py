@@ -2,199 +2,29 @@
 """Gathers real Portuguese text from distribution packages and splits it for training.
 
 The packages of packages.json are fetched with `apt-get download` into --packages and unpacked there,
-not installed: their documentation is read even where the system drops it. Their text is cleaned
-(text_cleaning.py) and 2 % of the documents, chosen by a hash of their text, are held out. The same
-packages give the same files. Written, the last one last:
+not installed. Their text is cleaned and 2 % of the documents, chosen by a hash of their text, are
+held out. Written, the last one last:
 
   train.jsonl, validation.jsonl   one document a line: {"source": ..., "text": ...}
   corpus.json                     packages with versions, hashes and licences; counts
 
-A version whose SHA-256 is on record must match it; another version only warns.
 Standard library only. Exit codes: 0 done, 2 usage, 3 too little text or a damaged package.
 """
 
-import argparse
-import gzip
-import hashlib
-import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from text_cleaning import READERS, Cleaner
-
 HERE = Path(__file__).resolve().parent
-INSTALLER = HERE.parent / "install_dependencies.sh"
-HELD_OUT = 0.02
+sys.path.insert(0, str(HERE.parent))
 
-
-class CorpusError(Exception):
-    """Ends the program with exit code 3."""
-
-
-def warn(text):
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def deb_field(deb, field):
-    command = ["dpkg-deb", "--field", deb, field]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def download(name, folder):
-    """Fetches package `name` into `folder`. Returns its path, or None when apt has none."""
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        command = ["apt-get", "download", "-q", name]
-        result = subprocess.run(command, cwd=partial, capture_output=True, text=True, check=False)
-        debs = list(Path(partial).glob("*.deb"))
-        if result.returncode or not debs:
-            return None
-        return debs[0].rename(folder / debs[0].name)
-
-
-def fetch(packages, folder):
-    """The .deb files of `packages` by name, from `folder` or else from the distribution."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for package in packages:
-        found[package["name"]] = next(iter(sorted(folder.glob(f"{package['name']}_*.deb"))), None)
-
-    def fetch_missing():
-        for name in [name for name, deb in found.items() if deb is None]:
-            found[name] = download(name, folder)
-
-    fetch_missing()
-    if None in found.values():
-        # Package lists that are absent or older than the mirror are the usual reason.
-        subprocess.run([INSTALLER, "lists"], check=False)
-        fetch_missing()
-    return found
-
-
-def check_hash(package, deb):
-    """Facts of a package file. Raises CorpusError when it is not what its version should be."""
-    version, digest = deb_field(deb, "Version"), sha256(deb)
-    known = package["sha256"].get(version)  # Debian and Ubuntu build one version each for itself
-    if known is None:
-        warn(f"{package['name']} {version}: no hash on record; the text may differ a little")
-    elif digest not in known:
-        deb.unlink()
-        raise CorpusError(
-            f"{deb.name}: SHA-256 is {digest}, expected {' or '.join(known)}; "
-            "removed it, start again to fetch it"
-        )
-    return {
-        "name": package["name"],
-        "version": version,
-        "sha256": digest,
-        "contents": package["contents"],
-        "licence": package["licence"],
-    }
-
-
-def read_file(path, encoding):
-    data = path.read_bytes()
-    if path.suffix in (".gz", ".dz"):
-        data = gzip.decompress(data)
-    return data.decode(encoding, errors="replace")
-
-
-def documents(package, root, cleaner, readers):
-    """Yields (source, text) of the documents of a package that was unpacked to `root`."""
-    read = readers[package["format"]]
-    for path in sorted(p for p in root.glob(package["files"]) if p.is_file()):
-        parts = read(read_file(path, package["encoding"]))
-        for number, paragraphs in enumerate(parts):
-            text = cleaner.clean(paragraphs)
-            if text:
-                where = f"{package['name']}/{path.relative_to(root)}"
-                yield (f"{where}#{number}" if len(parts) > 1 else where), text
-
-
-def is_held_out(text, share):
-    """By the text alone, so that it stays where it is when other documents come or go."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def gather(packages, debs, output, cleaner=None, readers=READERS, held_out=HELD_OUT):
-    """Writes both splits. Returns the contents of corpus.json."""
-    output.mkdir(parents=True, exist_ok=True)
-    cleaner = cleaner or Cleaner()
-    used = []
-    files = {name: output / f"{name}.jsonl" for name in ("train", "validation")}
-    with files["train"].open("w", encoding="utf-8") as train, files["validation"].open(
-        "w", encoding="utf-8"
-    ) as validation:
-        splits = {"train": train, "validation": validation}
-        counts = {name: {"documents": 0, "bytes": 0} for name in splits}
-        for package in packages:
-            deb = debs[package["name"]]
-            if deb is None:
-                warn(f"{package['name']}: not offered by this distribution, left out")
-                continue
-            facts = check_hash(package, deb) | {"documents": 0, "bytes": 0}
-            used.append(facts)
-            with tempfile.TemporaryDirectory(dir=deb.parent) as root:
-                subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
-                for source, text in documents(package, Path(root), cleaner, readers):
-                    name = "validation" if is_held_out(text, held_out) else "train"
-                    line = json.dumps({"source": source, "text": text}, ensure_ascii=False)
-                    splits[name].write(line + "\n")
-                    for count in (facts, counts[name]):
-                        count["documents"] += 1
-                        count["bytes"] += len(text.encode("utf-8"))
-            if not facts["bytes"]:
-                warn(f"{package['name']}: no text in {package['files']}")
-            print(f"  {facts['name']:24} {facts['version']:24} {facts['bytes'] / 1e6:6.2f} MB")
-    return {"packages": used, "splits": counts}
-
-
-def finish(corpus, output, minimum_bytes):
-    """Writes corpus.json. Raises CorpusError when there is less training text than `minimum_bytes`."""
-    total = corpus["splits"]["train"]["bytes"]
-    if total < minimum_bytes:
-        raise CorpusError(
-            f"only {total} bytes of training text were found, {minimum_bytes} are needed: is the "
-            "package mirror reachable, and does apt know its packages (apt-get update)?"
-        )
-    partial = output / "corpus.json.part"
-    partial.write_text(json.dumps(corpus, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(output / "corpus.json")
-    for name, split in corpus["splits"].items():
-        print(f"  {name}: {split['documents']} documents, {split['bytes']} bytes")
-
-
-def parse_arguments(description, minimum_bytes):
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--packages", type=Path, required=True, help="folder for .deb files, kept")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the text")
-    parser.add_argument(
-        "--minimum-bytes",
-        type=int,
-        default=minimum_bytes,
-        help="fail with less training text than this (default: %(default)s)",
-    )
-    return parser.parse_args()
-
-
-def main():
-    options = parse_arguments(__doc__, minimum_bytes=3_000_000)
-    packages = json.loads((HERE / "packages.json").read_text(encoding="utf-8"))
-    corpus = gather(packages, fetch(packages, options.packages), options.output)
-    finish(corpus, options.output, options.minimum_bytes)
-
+from jiboia_data import package_text, text_cleaning  # noqa: E402
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CorpusError as error:
-        print(f"gather_corpus.py: {error}", file=sys.stderr)
-        sys.exit(3)
+    package_text.gather_and_split(
+        __doc__,
+        HERE / "packages.json",
+        minimum_bytes=3_000_000,
+        cleaner=text_cleaning.Cleaner(text_cleaning.is_portuguese),
+        readers=text_cleaning.READERS,
+        held_out=0.02,
+    )

@@ -9,17 +9,16 @@ the same files.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jiboia_data.package_text import texts  # noqa: E402
+
 END_OF_TEXT = "<|endoftext|>"
-
-
-def texts(path):
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
 
 
 def train(documents, vocab_size):

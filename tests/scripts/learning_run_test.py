@@ -1,6 +1,5 @@
-"""The learning run's tools: the English filter, readers, n-gram models of any order, xz."""
+"""The learning run's tools: the English filter, readers, xz."""
 
-import collections
 import json
 import os
 import sys
@@ -11,12 +10,11 @@ import numpy as np
 import pytest
 
 SCRIPTS = Path(os.environ["JIBOIA_SOURCE_DIR"]) / "scripts"
-sys.path[:0] = [str(SCRIPTS / "learning_run"), str(SCRIPTS / "quickstart")]
+sys.path.insert(0, str(SCRIPTS / "learning_run"))
 
 import baselines  # noqa: E402
 import english_text  # noqa: E402
-import kneser_ney  # noqa: E402
-from text_cleaning import one_line  # noqa: E402
+from jiboia_data.text_cleaning import one_line  # noqa: E402
 
 SENTENCE = "It is a truth universally acknowledged, that a single man must be in want of a wife."
 
@@ -84,75 +82,6 @@ def test_pod_loses_codes_commands_and_examples():
     text = "=head1 NAME\n\nUse B<I<this>> or C<< a->b >>, L<see|perlop>.\n\n    no();\n\n"
     text += "End.\n\n=cut\n"
     assert documents("pod", text) == [["Use this or a->b, see.", "End."]]
-
-
-def counted_by_hand(tokens, vocab_size, order):
-    """P(context + (token,)) of the same model, from dictionaries and the formulas as they stand."""
-
-    def level(counts):
-        discount = kneser_ney.discounts(np.array(list(counts.values())))
-
-        def probability(ngram, below):
-            following = [c for n, c in counts.items() if n[:-1] == ngram[:-1]]
-            if not following:
-                return below
-            taken = sum(discount[min(c, 3)] for c in following)
-            count = counts.get(ngram, 0)
-            return (count - discount[min(count, 3)] + taken * below) / sum(following)
-
-        return probability
-
-    def ngrams(n):
-        return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-
-    levels = [
-        level(collections.Counter(ngram[1:] for ngram in set(ngrams(n + 1))))
-        for n in range(1, order)
-    ] + [level(collections.Counter(ngrams(order)))]
-
-    def probability(ngram):
-        result = 1 / vocab_size
-        for n, at in enumerate(levels, 1):
-            if n <= len(ngram):
-                result = at(ngram[-n:], result)
-        return result
-
-    return probability
-
-
-@pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_kneser_ney_agrees_with_dictionaries(order):
-    generator = np.random.default_rng(5)
-    tokens = np.minimum(generator.zipf(1.5, 400) - 1, 7).astype(np.uint16)
-    held_out = np.minimum(generator.zipf(1.4, 100) - 1, 9).astype(np.uint16)  # 8 and 9 are new
-    model = kneser_ney.KneserNey(tokens, 10, 5)
-    by_hand = counted_by_hand(tokens.tolist(), 10, order)
-    text = held_out.tolist()
-    expected = [by_hand(tuple(text[max(0, i - order + 1) : i + 1])) for i in range(len(text))]
-    assert model.probabilities(held_out, order) == pytest.approx(expected, rel=1e-12)
-
-
-def test_kneser_ney_sums_to_one_in_every_context():
-    generator = np.random.default_rng(7)
-    tokens = np.minimum(generator.zipf(1.3, 4000) - 1, 39).astype(np.uint16)
-    model = kneser_ney.KneserNey(tokens, 50, 4)
-    for start in [*range(0, 200, 10), len(tokens) - 3]:  # the last context has no successor
-        context = tokens[start : start + 3]
-        every = [model.probabilities(np.append(context, token), 4)[-1] for token in range(50)]
-        assert min(every) > 0
-        assert sum(every) == pytest.approx(1, rel=1e-12)
-
-
-def test_longer_contexts_help_where_the_text_needs_them():
-    generator = np.random.default_rng(11)
-    tokens = generator.integers(0, 16, 20000)
-    for i in range(2, len(tokens)):  # the token before says nothing, the two before say all
-        tokens[i] = (tokens[i - 1] + tokens[i - 2] + (generator.random() < 0.1)) % 16
-    result = baselines.ngram_baselines(tokens[:18000], 16, tokens[18000:], 0.25, 3)
-    assert list(result) == ["unigram", "2-gram", "3-gram"]
-    bits = {name: value["nats_per_token"] / np.log(2) for name, value in result.items()}
-    assert bits["unigram"] > 3.9 and bits["2-gram"] > 3.9 and 0.4 < bits["3-gram"] < 0.7
-    assert result["3-gram"]["bits_per_byte"] == pytest.approx(bits["3-gram"] / 4)
 
 
 def test_xz_after_the_training_text_pays_only_for_what_is_new():

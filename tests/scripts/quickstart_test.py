@@ -1,4 +1,4 @@
-"""The quickstart's tools: text cleaning, the split, the tokenizer, the baselines, the verdict."""
+"""The quickstart's tools: text cleaning, the split, the tokenizer, the verdict."""
 
 import hashlib
 import json
@@ -8,16 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 QUICKSTART = Path(os.environ["JIBOIA_SOURCE_DIR"]) / "scripts/quickstart"
 sys.path.insert(0, str(QUICKSTART))
 
-import gather_corpus  # noqa: E402
-import text_cleaning  # noqa: E402
 import train_tokenizer  # noqa: E402
-from ngram_baseline import KneserNeyBigram, Unigram, nats_per_token  # noqa: E402
+from jiboia_data import package_text, text_cleaning  # noqa: E402
+from jiboia_data.errors import DataError  # noqa: E402
 
 SENTENCE = "Este é o diretório raiz, que contém os outros diretórios do sistema."
 
@@ -84,7 +82,7 @@ def test_language_filter(paragraph, verdict):
 
 
 def test_cleaner_drops_what_it_has_seen_and_what_repeats_itself():
-    cleaner = text_cleaning.Cleaner()
+    cleaner = text_cleaning.Cleaner(text_cleaning.is_portuguese)
     other = "O arquivo foi gravado no disco com sucesso."
     assert cleaner.clean([SENTENCE, "  " + SENTENCE.replace(" ", "\n"), "ls -l"]) == SENTENCE
     assert cleaner.clean([SENTENCE, other]) == other
@@ -113,7 +111,10 @@ def test_gather_is_deterministic_and_holds_out_two_percent(tmp_path, capsys):
     debs = {"prosa": deb, "ausente": None}
     written = []
     for name in ("a", "b"):
-        corpus = gather_corpus.gather([package, absent], debs, tmp_path / name)
+        cleaner = text_cleaning.Cleaner(text_cleaning.is_portuguese)
+        corpus = package_text.gather(
+            [package, absent], debs, tmp_path / name, cleaner, text_cleaning.READERS, held_out=0.02
+        )
         names = ("train.jsonl", "validation.jsonl")
         written.append([(tmp_path / name / split).read_bytes() for split in names])
     assert written[0] == written[1]
@@ -130,9 +131,9 @@ def test_a_known_version_must_match_its_hash(tmp_path):
     deb = make_package(tmp_path, SENTENCE)
     package = {"name": "prosa", "contents": "", "licence": "GPL"}
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-    assert gather_corpus.check_hash(package | {"sha256": {"1.0": ["0" * 64, digest]}}, deb)["version"] == "1.0"
-    with pytest.raises(gather_corpus.CorpusError, match="SHA-256"):
-        gather_corpus.check_hash(package | {"sha256": {"1.0": ["0" * 64]}}, deb)
+    assert package_text.check_hash(package | {"sha256": {"1.0": ["0" * 64, digest]}}, deb)["version"] == "1.0"
+    with pytest.raises(DataError, match="SHA-256"):
+        package_text.check_hash(package | {"sha256": {"1.0": ["0" * 64]}}, deb)
     assert not deb.exists()
 
 
@@ -158,31 +159,6 @@ def test_tokenizer_is_deterministic_and_round_trips_any_text(tmp_path):
     for text in (SENTENCE, " dois  espaços \n\t fim ", "日本 🐍 e\u0301 \x00\x7f", "a . b , don 't"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert train_tokenizer.END_OF_TEXT == tokenizer.decode([0])
-
-
-def test_bigram_matches_hand_computed_values():
-    # Pairs: 01 twice, 10 twice, 02 once: discount 1 / (1 + 2 * 2). Each token follows one other: the
-    # lower order is uniform. P(1 | 0) = (2 - 0.2) / 3 + 0.2 * 2 / 3 * 1 / 3.
-    model = KneserNeyBigram(np.array([0, 1, 0, 1, 0, 2]), 3)
-    previous, token = np.array([0, 0, 0, 1, 2]), np.array([0, 1, 2, 0, 1])
-    expected = [0.4 / 9, 0.6 + 0.4 / 9, 0.8 / 3 + 0.4 / 9, 0.9 + 0.1 / 3, 1 / 3]
-    assert model.probabilities(previous, token) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", [Unigram, KneserNeyBigram])
-def test_probabilities_of_every_context_sum_to_one(kind):
-    generator = np.random.default_rng(7)
-    tokens = np.append(np.minimum(generator.zipf(1.3, 4000) - 1, 39), [40, 0])
-    model = kind(tokens.astype(np.uint16), 50)  # token 40 occurs once, 41 to 49 never
-    every = model.probabilities(*np.divmod(np.arange(2500), 50)).reshape(50, 50)
-    assert every.min() > 0
-    assert every.sum(axis=1) == pytest.approx(np.ones(50), rel=1e-12)
-
-
-def test_bigram_learns_order_where_the_unigram_cannot():
-    tokens = np.tile(np.arange(16), 100)
-    assert nats_per_token(Unigram(tokens, 16), tokens) == pytest.approx(math.log(16), rel=1e-3)
-    assert nats_per_token(KneserNeyBigram(tokens, 16), tokens) < 0.1
 
 
 @pytest.mark.parametrize("loss, code", [(3.9, 0), (4.2, 5), (math.nan, 5)])

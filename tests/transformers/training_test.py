@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gpu import require_gpu
+from jiboia_data.row_order import permuted_row
 from parity import model_section, reference_model
 from programs import run, write_rows, write_yaml
-from row_order import permuted_row
 from safetensors.torch import load_file
 
 STEPS, ROWS, LENGTH, VOCAB = 50, 23, 48, 67

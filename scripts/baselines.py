@@ -1,29 +1,40 @@
 #!/usr/bin/env python3
 """What counting and xz achieve on held-out text, in bits per byte: what a language model must beat.
 
-The n-gram models (kneser_ney.py, and the quickstart's unigram) see the training tokens, and
-predict those targets that the trainer validates on: all tokens but the first, and without the tail
-that fills no row of --seq-len tokens. xz gets the held-out text alone, and after the training
-text: what it adds to that one's compressed size, with a dictionary that spans both. Documents end
-with a line feed.
+The n-gram models (jiboia_data/ngrams.py) see the training tokens, and predict those targets that
+the trainer validates on: all tokens but the first, and without the tail that fills no row of
+--seq-len tokens. They are probability distributions over the whole vocabulary, so their losses
+compare with that of any language model of the same tokens. With --corpus, xz gets the held-out text
+alone, and after the training text: what it adds to that one's compressed size, with a dictionary
+that spans both. Documents end with a line feed.
 
-Writes JSON.
+Writes JSON: nats per token and bits per byte of each.
 """
 
 import argparse
 import json
 import lzma
 import math
-import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
-from kneser_ney import KneserNey
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
+from jiboia_data import ngrams
+from jiboia_data.package_text import texts
+from jiboia_data.shards import json_bytes, write_atomically
 
-from ngram_baseline import Unigram, nats_per_token, read_shards  # noqa: E402
-from train_tokenizer import texts  # noqa: E402
+DISCOUNTS = {"one": ngrams.one_discount, "three": ngrams.three_discounts}
+
+
+def read_shards(folder):
+    """The tokens of a folder of shards, in order, and its manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    parts = []
+    for entry in manifest["files"]:
+        with h5py.File(folder / entry["name"], "r") as shard:
+            parts.append(shard["tokens"][...].reshape(-1))
+    return np.concatenate(parts), manifest
 
 
 def xz_size(data, dictionary):
@@ -54,12 +65,14 @@ def xz_baselines(train, held_out):
     }
 
 
-def ngram_baselines(train, vocab_size, held_out, tokens_per_byte, order):
+def ngram_baselines(train, vocab_size, held_out, tokens_per_byte, order, discounts):
     """Nats per token and bits per byte of the targets held_out[1:]."""
-    nats = {"unigram": nats_per_token(Unigram(train, vocab_size), held_out)}
-    model = KneserNey(train, vocab_size, order)
+    probabilities = {"unigram": ngrams.unigram(train, vocab_size)[held_out]}
+    model = ngrams.KneserNey(train, vocab_size, order, discounts)
     for n in range(2, order + 1):
-        nats[f"{n}-gram"] = float(-np.log(model.probabilities(held_out, n)[1:]).mean())
+        name = "bigram" if n == 2 else f"{n}-gram"
+        probabilities[name] = model.probabilities(held_out, n)
+    nats = {name: float(-np.log(p[1:]).mean()) for name, p in probabilities.items()}
     return {
         name: {"nats_per_token": value, "bits_per_byte": value / math.log(2) * tokens_per_byte}
         for name, value in nats.items()
@@ -75,10 +88,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="the text")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="its token shards")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="token shards: train/, validation/"
+    )
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="their text, for xz")
     parser.add_argument("--seq-len", type=int, required=True, metavar="N")
     parser.add_argument("--order", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--discounts",
+        choices=DISCOUNTS,
+        default="three",
+        help="of an order: one, or three as in modified Kneser-Ney (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     options = parser.parse_args()
     train, manifest = read_shards(options.data / "train")
@@ -95,17 +116,21 @@ def main():
         "held_out_targets": len(held_out) - 1,
     }
     tokens_per_byte = held_out_manifest["tokens"] / held_out_manifest["source_bytes"]
-    ngrams = ngram_baselines(
-        train, manifest["vocab_size"], held_out, tokens_per_byte, options.order
+    found = ngram_baselines(
+        train,
+        manifest["vocab_size"],
+        held_out,
+        tokens_per_byte,
+        options.order,
+        DISCOUNTS[options.discounts],
     )
-    report(ngrams)
-    documents = (texts(options.corpus / f"{name}.jsonl") for name in ("train", "validation"))
-    xz = xz_baselines(*map(list, documents))
-    report(xz)
-    result |= ngrams | xz
-    partial = options.output.with_name(options.output.name + ".part")
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    partial.rename(options.output)
+    report(found)
+    if options.corpus:
+        documents = (texts(options.corpus / f"{name}.jsonl") for name in ("train", "validation"))
+        xz = xz_baselines(*map(list, documents))
+        report(xz)
+        found |= xz
+    write_atomically(options.output, json_bytes(result | found))
 
 
 if __name__ == "__main__":

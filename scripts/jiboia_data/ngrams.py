@@ -1,18 +1,26 @@
 """N-gram models of token streams, of any order, in arrays: memory and time grow with the tokens.
 
-Modified Kneser-Ney smoothing, interpolated (Chen and Goodman 1999, section 3): three discounts an
-order, from the counts of counts; lower orders count in how many contexts an n-gram was seen, not
-how often; the unigram is interpolated with the uniform distribution, so that no token has
-probability zero. A stream is taken as it is: contexts reach across the separators of its documents,
-as those of a language model that is trained on the stream do.
+Interpolated Kneser-Ney smoothing (Kneser and Ney 1995; Chen and Goodman 1999, section 3), with one
+discount an order or, "modified", three, from the counts of counts. Lower orders count in how many
+contexts an n-gram was seen, not how often; the unigram is interpolated with the uniform distribution,
+so that no token has probability zero. A stream is taken as it is: contexts reach across the
+separators of its documents, as those of a language model that is trained on the stream do.
 """
 
 import numpy as np
 
 
-def discounts(counts):
-    """What is taken off counts of 0, 1, 2, and 3 or more: Chen and Goodman's equation 26. Where too
-    few n-grams were counted for it, half of a count of 1 and proportionally more."""
+def one_discount(counts):
+    """What is taken off counts of 0, 1, 2, and 3 or more: n1 / (n1 + 2 n2) off all but 0, of Ney,
+    Essen and Kneser 1994, where n_k is how many counts equal k; one half where there are no ones."""
+    n1, n2 = (np.count_nonzero(counts == k) for k in (1, 2))
+    discount = n1 / (n1 + 2 * n2) if n1 else 0.5
+    return np.array([0, discount, discount, discount])
+
+
+def three_discounts(counts):
+    """The same by Chen and Goodman's equation 26. Where too few n-grams were counted for it, half of
+    a count of 1 and proportionally more."""
     n1, n2, n3, n4 = (np.count_nonzero(counts == k) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3):
         return np.array([0, 0.5, 1.0, 1.5])
@@ -21,12 +29,18 @@ def discounts(counts):
     return np.clip(found, 0, [0, 1, 2, 3])
 
 
+def unigram(tokens, vocab_size):
+    """P(token) of every token of the vocabulary, from its count plus one."""
+    counts = np.bincount(tokens, minlength=vocab_size) + 1.0
+    return counts / counts.sum()
+
+
 class Level:
     """One order's share: P(token | context) = probability[n-gram] + backoff[context] x the order
     below, where an n-gram that was not seen has probability 0 and a context that was not seen
     backoff 1."""
 
-    def __init__(self, counts, contexts, context_count):
+    def __init__(self, counts, contexts, context_count, discounts):
         taken = discounts(counts)[np.minimum(counts, 3)]
         total = np.bincount(contexts, counts, context_count)
         followed = total > 0
@@ -43,7 +57,7 @@ class KneserNey:
     as an n-gram of the order below, times vocab_size, plus the last token.
     """
 
-    def __init__(self, tokens, vocab_size, order):
+    def __init__(self, tokens, vocab_size, order, discounts=three_discounts):
         self.vocab_size = vocab_size
         self.keys = [np.arange(vocab_size)]
         self.highest = []  # from how often an n-gram was seen
@@ -53,7 +67,7 @@ class KneserNey:
         counts = np.bincount(tokens, minlength=vocab_size)
         contexts, context_count = np.zeros(vocab_size, np.int64), 1
         for n in range(1, order + 1):
-            self.highest.append(Level(counts, contexts, context_count))
+            self.highest.append(Level(counts, contexts, context_count, discounts))
             if n == order:
                 break
             keys, first, longer, longer_counts = np.unique(
@@ -63,7 +77,7 @@ class KneserNey:
                 return_counts=True,
             )
             after = np.bincount(numbers[first + 1], minlength=len(self.keys[-1]))
-            self.lower.append(Level(after, contexts, context_count))
+            self.lower.append(Level(after, contexts, context_count, discounts))
             context_count = len(self.keys[-1])
             contexts = keys // vocab_size
             self.keys.append(keys)

@@ -166,7 +166,7 @@ class Cleaner:
     """Keeps paragraphs of the wanted language that did not occur before, of documents that do not repeat
     themselves. Its memory spans packages, so their order decides who keeps a shared paragraph."""
 
-    def __init__(self, is_wanted=is_portuguese):
+    def __init__(self, is_wanted):
         self.is_wanted = is_wanted
         self.seen = set()
 
