@@ -39,7 +39,7 @@ STATES, WIDTH, Z_LOSS = 16, 4, 1e-4
 LARGE, SMALL, LONG = (">= 2.4", ">= 4.4"), (">= 1.6", ">= 3.4"), (">= 1.5", ">= 2.5")
 SCAN_BARS = {"(32, 1536)": LARGE, "(8, 8192)": LARGE, "(8, 1536)": SMALL, "(4, 1536)": SMALL, "(1, 1536) L 65536": LONG}
 CONVOLUTION_BARS = {f"({B}, {D})": (">= 1", ">= 1") for B, D, L in SHAPES if L == 2048}
-MODELS = {"mambarim": (768, 12, 32000), "24-layers": (768, 24, 32000), "mamba7b": (4096, 64, 50280)}  # E, layers, V
+MODELS = {"mambarim": (768, 12, 32000), "24-layers": (768, 24, 32000), "mamba7b": (4096, 64, 50432)}  # E, layers, V
 
 
 @dataclasses.dataclass

@@ -21,7 +21,7 @@ struct ModelSize {
 const std::map<std::string, ModelSize> kModels = {{"small", {256, 12, 8192, 512}},
                                                   {"mambarim", {768, 12, 32000}},
                                                   {"24-layers", {768, 24, 32000}},
-                                                  {"mamba7b", {4096, 64, 50280}}};
+                                                  {"mamba7b", {4096, 64, 50432}}};
 
 struct Arguments {
   std::string model = "small";

@@ -318,7 +318,7 @@ std::vector<ModelShape> recipe_shapes() {
     return ModelShape{.B = rows, .L = length, .E = 768, .V = 32000, .layers = 12};
   };
   const auto mamba7b = [](std::int64_t rows) {
-    return ModelShape{.B = rows, .L = 2048, .E = 4096, .V = 50280};
+    return ModelShape{.B = rows, .L = 2048, .E = 4096, .V = 50432};
   };
   return {mambarim(32, 2048), mambarim(8, 2048), mambarim(4, 2048),
           mamba7b(8),         mamba7b(4),        mambarim(1, 65536)};
