@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test that this machine can run, after installing what they need, checking the form of
 # the sources and building with warnings as errors into build-test/. CTest arguments may follow: scripts/test.sh -R checkpoint
-# Left out: label `large` (a file above 4 GiB) and label `bench`; run them with
-#   ctest --test-dir build-test -L large
+# Left out: label `large`, a shard above 4 GiB, which takes its time and disk. Whoever changes how
+# data/ reads shards runs it afterwards: ctest --test-dir build-test -L large
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/common.sh
