@@ -3,10 +3,10 @@
 
 Needs PyPI's torch, transformers and mambapy (use_mambapy=True is the fastest that transformers has without a GPU):
 
-    python3 -m venv /tmp/peer && /tmp/peer/bin/pip install torch transformers mambapy
+    python3 -m venv build-bench/peer && build-bench/peer/bin/pip install torch transformers mambapy
     cmake -S . -B build-bench -G Ninja -DJIBOIA_NATIVE=ON -DJIBOIA_BENCH=ON -DJIBOIA_TESTS=OFF
     cmake --build build-bench --target bench_step
-    /tmp/peer/bin/python scripts/bench_cpu_peer.py build-bench/bin/bench_step
+    build-bench/peer/bin/python scripts/bench_cpu_peer.py build-bench/bin/bench_step
 """
 
 import argparse
