@@ -19,7 +19,8 @@ class Progress {
   explicit Progress(std::int64_t every);
   ~Progress();
 
-  /// After each step; says something for every `every`-th and the last one, in a terminal for all.
+  /// After each step; says something for the first, every `every`-th and the last one, in a
+  /// terminal for all.
   void show(const Step& step);
   /// A line of its own, under or above the progress line.
   void say(const std::string& text);

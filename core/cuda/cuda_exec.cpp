@@ -85,8 +85,8 @@ void fail_call(cudaError_t error, const Where& where) {
       break;
     case cudaErrorNoKernelImageForDevice:
       advice =
-          "; this build has no code for this GPU: configure again with "
-          "-DCMAKE_CUDA_ARCHITECTURES=native";
+          "; this build has no code for this GPU: build on this machine, into an empty folder and "
+          "without CMAKE_CUDA_ARCHITECTURES";
       break;
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchFailure:
