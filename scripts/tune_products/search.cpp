@@ -41,6 +41,7 @@ constexpr double kWorthIt = 0.99;
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 using Clock = std::chrono::steady_clock;
+using Deadline = decltype(Clock::now() + std::chrono::duration<double>());
 
 struct Candidate {
   ProductAlgorithm attributes;
@@ -153,6 +154,26 @@ struct ProductSearch::State {
                                     const std::vector<const ProductPlan::Algorithm*>& algorithms);
   std::optional<std::uint64_t> repeatable_result(const ProductPlan& plan,
                                                  const ProductPlan::Algorithm& algorithm);
+
+  /// What is known of one product.
+  struct Contest {
+    const ProductPlan& plan;
+    std::vector<ProductPlan::Algorithm> suggestions;
+    FoundProduct found{};
+    bool lost_first = false;  // the first suggestion's attributes do not tell it in full
+    double fastest = kNever;  // of all that were timed
+    std::set<ProductAlgorithm> seen{};
+    std::vector<Candidate> candidates{};
+  };
+  /// Times an algorithm that was not seen before and makes it a candidate.
+  void consider(Contest& contest, const ProductAlgorithm& attributes);
+  void time_suggestions(Contest& contest);
+  /// Considers the neighbours of what is fast, from the fastest on.
+  void explore(Contest& contest, Deadline deadline);
+  /// Times the fastest again, and leaves them alone in `candidates`, sorted.
+  void time_finalists(Contest& contest);
+  /// The fastest whose results do not vary and are right.
+  std::optional<FoundProduct> winner(Contest& contest);
   std::optional<FoundProduct> search(const MatrixProduct& product, double seconds);
 };
 
@@ -246,49 +267,43 @@ std::optional<std::uint64_t> ProductSearch::State::repeatable_result(
   return *seen.begin();
 }
 
-std::optional<FoundProduct> ProductSearch::State::search(const MatrixProduct& product,
-                                                         double seconds) {
-  const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
-  make_matrices(product);
-  const ProductPlan plan(kWho, sets[0]);
-  const auto suggestions =
-      plan.suggestions(kWho, library.get(), Blas::kWorkspaceBytes, kSuggestions);
-  if (suggestions.empty()) return std::nullopt;
-  FoundProduct found;
-  found.suggestions = static_cast<int>(suggestions.size());
+void ProductSearch::State::consider(Contest& contest, const ProductAlgorithm& attributes) {
+  if (!contest.seen.insert(attributes).second) return;
+  const auto algorithm =
+      contest.plan.algorithm_of(library.get(), Blas::kWorkspaceBytes, attributes);
+  if (!algorithm) return;
+  const double time = time_if_fast(contest.plan, *algorithm, contest.fastest);
+  if (time == kNever) return;
+  ++contest.found.timed;
+  contest.fastest = std::min(contest.fastest, time);
+  contest.candidates.push_back({attributes, *algorithm, time});
+}
+
+void ProductSearch::State::time_suggestions(Contest& contest) {
+  FoundProduct& found = contest.found;
+  found.suggestions = static_cast<int>(contest.suggestions.size());
   found.lost_seconds = kNever;
-
   launches = 1;
-  double fastest = time_if_fast(plan, suggestions.front(), kNever);
-  launches = std::clamp(static_cast<int>(kTimedSeconds / fastest), 1, kMaxLaunches);
-
-  std::set<ProductAlgorithm> seen;
-  std::vector<Candidate> candidates;
-  const auto consider = [&](const ProductAlgorithm& attributes) {
-    if (!seen.insert(attributes).second) return;
-    const auto algorithm = plan.algorithm_of(library.get(), Blas::kWorkspaceBytes, attributes);
-    if (!algorithm) return;
-    const double time = time_if_fast(plan, *algorithm, fastest);
-    if (time == kNever) return;
-    ++found.timed;
-    fastest = std::min(fastest, time);
-    candidates.push_back({attributes, *algorithm, time});
-  };
-  bool lost_first = false;
-  for (const auto& suggestion : suggestions) {
+  contest.fastest = time_if_fast(contest.plan, contest.suggestions.front(), kNever);
+  launches = std::clamp(static_cast<int>(kTimedSeconds / contest.fastest), 1, kMaxLaunches);
+  for (const auto& suggestion : contest.suggestions) {
     const ProductAlgorithm attributes = cuda::attributes_of(suggestion);
-    consider(attributes);
-    const auto restored = plan.algorithm_of(library.get(), Blas::kWorkspaceBytes, attributes);
+    consider(contest, attributes);
+    const auto restored =
+        contest.plan.algorithm_of(library.get(), Blas::kWorkspaceBytes, attributes);
     if (restored && std::memcmp(&*restored, &suggestion, sizeof(suggestion)) == 0) continue;
     ++found.lost;
-    lost_first |= &suggestion == &suggestions.front();
-    found.lost_seconds = std::min(found.lost_seconds, time_if_fast(plan, suggestion, fastest));
+    contest.lost_first |= &suggestion == &contest.suggestions.front();
+    found.lost_seconds =
+        std::min(found.lost_seconds, time_if_fast(contest.plan, suggestion, contest.fastest));
   }
+}
 
+void ProductSearch::State::explore(Contest& contest, Deadline deadline) {
   while (Clock::now() < deadline) {
     Candidate* best = nullptr;
-    for (Candidate& candidate : candidates) {
-      if (!candidate.explored && candidate.seconds < kHopeless * fastest &&
+    for (Candidate& candidate : contest.candidates) {
+      if (!candidate.explored && candidate.seconds < kHopeless * contest.fastest &&
           (!best || candidate.seconds < best->seconds)) {
         best = &candidate;
       }
@@ -297,26 +312,33 @@ std::optional<FoundProduct> ProductSearch::State::search(const MatrixProduct& pr
     best->explored = true;
     for (const ProductAlgorithm& attributes : neighbours(Candidate(*best))) {
       if (Clock::now() >= deadline) break;
-      consider(attributes);
+      consider(contest, attributes);
     }
   }
+}
 
+void ProductSearch::State::time_finalists(Contest& contest) {
+  std::vector<Candidate>& candidates = contest.candidates;
   std::ranges::sort(candidates, {}, &Candidate::seconds);
   candidates.erase(candidates.begin() + std::min(std::ssize(candidates), kFinalists),
                    candidates.end());
-  std::vector<const ProductPlan::Algorithm*> finalists{&suggestions.front()};
+  std::vector<const ProductPlan::Algorithm*> finalists{&contest.suggestions.front()};
   for (const Candidate& candidate : candidates) finalists.push_back(&candidate.algorithm);
-  const std::vector<double> medians = time_in_turns(plan, finalists);
+  const std::vector<double> medians = time_in_turns(contest.plan, finalists);
   for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i].seconds = medians[i + 1];
   std::ranges::sort(candidates, {}, &Candidate::seconds);
-  found.first_seconds = medians[0];
+  contest.found.first_seconds = medians[0];
+}
 
-  const bool first_repeats = repeatable_result(plan, suggestions.front()).has_value();
+std::optional<FoundProduct> ProductSearch::State::winner(Contest& contest) {
+  FoundProduct& found = contest.found;
+  const ProductPlan::Algorithm& first = contest.suggestions.front();
+  const bool first_repeats = repeatable_result(contest.plan, first).has_value();
   copy(gpu, memory_of(sets[0].to), reference);
-  const double limit = product.to.dtype == Dtype::kBf16 ? 5e-3 : 1e-4;
-  for (const Candidate& candidate : candidates) {
+  const double limit = sets[0].to.dtype == Dtype::kBf16 ? 5e-3 : 1e-4;
+  for (const Candidate& candidate : contest.candidates) {
     if (first_repeats && candidate.seconds > kWorthIt * found.first_seconds) break;
-    if (repeatable_result(plan, candidate.algorithm) &&
+    if (repeatable_result(contest.plan, candidate.algorithm) &&
         measure.relative_difference(memory_of(sets[0].to), reference) < limit) {
       found.algorithm = candidate.attributes;
       found.seconds = candidate.seconds;
@@ -324,10 +346,25 @@ std::optional<FoundProduct> ProductSearch::State::search(const MatrixProduct& pr
     }
     ++found.unrepeatable;
   }
-  if (!first_repeats || lost_first) return std::nullopt;
-  found.algorithm = cuda::attributes_of(suggestions.front());
+  if (!first_repeats || contest.lost_first) return std::nullopt;
+  found.algorithm = cuda::attributes_of(first);
   found.seconds = found.first_seconds;
   return found;
+}
+
+std::optional<FoundProduct> ProductSearch::State::search(const MatrixProduct& product,
+                                                         double seconds) {
+  const Deadline deadline = Clock::now() + std::chrono::duration<double>(seconds);
+  make_matrices(product);
+  const ProductPlan plan(kWho, sets[0]);
+  Contest contest{
+      .plan = plan,
+      .suggestions = plan.suggestions(kWho, library.get(), Blas::kWorkspaceBytes, kSuggestions)};
+  if (contest.suggestions.empty()) return std::nullopt;
+  time_suggestions(contest);
+  explore(contest, deadline);
+  time_finalists(contest);
+  return winner(contest);
 }
 
 ProductSearch::ProductSearch(CudaExec& gpu) : state_(std::make_unique<State>(gpu)) {}
