@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/event.h"
-#include "kernels/global_norm/global_norm.h"
 #include "kernels/linear/linear.h"
 #include "tests/bench/op_launches.h"
 
@@ -15,22 +14,7 @@ Times times_of(std::vector<double> seconds) {
 }
 
 Stopwatch::Stopwatch(Exec& exec, const Repetition& repetition)
-    : exec_(exec), repetition_(repetition) {
-  if (repetition.flushed_bytes == 0) return;
-  flushed_ = allocate(exec, repetition.flushed_bytes, "what flushes the caches");
-  results_ = allocate(exec, 16, "what flushes the caches");
-  scratch_ = allocate(exec, global_norm_scratch_bytes(repetition.flushed_bytes / 4),
-                      "what flushes the caches");
-}
-
-void Stopwatch::flush_caches() {
-  if (flushed_.bytes() == 0) return;
-  const GlobalNorm norm{.flat = Tensor(Spec(Dtype::kF32, {flushed_.bytes() / 4}), flushed_.data()),
-                        .norm = Tensor(Spec(Dtype::kF64, {1}), results_.data()),
-                        .first_not_finite = Tensor(Spec(Dtype::kI64, {1}), results_.data() + 8)};
-  const std::span<std::byte> scratch(scratch_.data(), static_cast<std::size_t>(scratch_.bytes()));
-  std::visit([&](auto& backend) { global_norm(backend, norm, scratch); }, exec_);
-}
+    : exec_(exec), repetition_(repetition), flush_(exec, repetition.flushed_bytes) {}
 
 Times Stopwatch::time(const std::function<void()>& run) {
   const auto repeats = static_cast<std::size_t>(repetition_.repeats);
@@ -41,7 +25,7 @@ Times Stopwatch::time(const std::function<void()>& run) {
   }
   for (int i = 0; i < repetition_.warmup; ++i) run();
   for (std::size_t i = 0; i < repeats; ++i) {
-    flush_caches();
+    flush_.run();
     begins[i].record(exec_);
     run();
     ends[i].record(exec_);

@@ -3,7 +3,7 @@
 #include <functional>
 #include <vector>
 
-#include "core/memory.h"
+#include "tests/bench/cache_flush.h"
 
 namespace jiboia::bench {
 
@@ -16,8 +16,8 @@ Times times_of(std::vector<double> seconds);
 
 struct Repetition {
   int warmup = 5, repeats = 20;
-  /// Before each run this much is read, so that the caches hold nothing that the run uses, and
-  /// nothing that has to be written back meanwhile. On a GPU the CPU launches the run meanwhile.
+  /// Before each run the caches are flushed by so much (CacheFlush). On a GPU the CPU launches the
+  /// run meanwhile.
   std::int64_t flushed_bytes = 0;
 };
 
@@ -29,11 +29,9 @@ class Stopwatch {
   Times time(const std::function<void()>& run);
 
  private:
-  void flush_caches();
-
   Exec& exec_;
   Repetition repetition_;
-  Buffer flushed_, results_, scratch_;
+  CacheFlush flush_;
 };
 
 /// What a device reaches with the simplest work there is.
