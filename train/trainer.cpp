@@ -58,15 +58,15 @@ RunData open_data(const RunConfig& config, Verification verification) {
   return data;
 }
 
-Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec,
-                 StartTimes& times)
+Trainer::Trainer(const RunConfig& config, const MambaLm& model, const MemoryPlan& plan,
+                 RunFolder& folder, RunData& data, Exec& exec, StartTimes& times)
     : config_(config),
       folder_(folder),
       data_(data),
       exec_(exec),
       start_times_(times),
-      model_(config.model),
-      plan_(plan_memory(config, model_, exec)),
+      model_(model),
+      plan_(plan),
       parameters_(exec, model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining,
                   activations_for(exec, config.precision)),
       workspace_(exec, plan_.arena_bytes),

@@ -58,6 +58,14 @@ def test_fewer_rows_than_a_global_batch(data, tmp_path):
     start(tmp_path, config_of(data, tmp_path / "one", steps=2, train__micro_batch_size=37, train__global_batch_size=37))
 
 
+def test_a_run_that_does_not_fit_leaves_nothing(data, tmp_path):
+    rows = 1 << 20
+    tree = config_of(data, tmp_path / "run", train__micro_batch_size=rows, train__global_batch_size=rows,
+                     data__seq_len=1 << 16)
+    assert "lower train.micro_batch_size" in start(tmp_path, tree, code=1).stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_validating_on_the_training_data_is_warned_about(data, tmp_path):
     tree = config_of(data, tmp_path / "run", steps=1, data__validation=data / "train")
     assert "warning: data.validation holds the same tokens" in start(tmp_path, tree).stderr
