@@ -1,5 +1,6 @@
 """What a run does about bad input, numerics and surroundings: a clear message, the right exit code, nothing lost."""
 
+import json
 import os
 import re
 import shutil
@@ -246,6 +247,16 @@ def test_evaluate_refuses_numbers_for_names_and_logits_that_are_none(finished, t
     spoil(tmp_path / "exported", "backbone.norm_f.weight", float("nan"))
     assert "not finite" in run("evaluate", "--model", tmp_path / "exported", *arguments, code=5).stderr
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("seq_len", ["many", "32 tokens", "99999999999999999999", "-1", "0", ""])
+def test_a_model_with_a_strange_trainer_state_is_refused(seq_len, finished, data, tmp_path):
+    run("export", "--checkpoint", finished, "--output", tmp_path / "exported")
+    state = json.loads((finished / "checkpoints/step_00000004/trainer_state.json").read_text())
+    state["config"]["data.seq_len"] = seq_len
+    (tmp_path / "exported/trainer_state.json").write_text(json.dumps(state))
+    said = run("evaluate", "--model", tmp_path / "exported", "--data", data / "validation", code=4).stderr
+    assert "trainer_state.json: data.seq_len" in said, said
 
 
 def test_small_models_generate_and_score(finished, data, tmp_path):
