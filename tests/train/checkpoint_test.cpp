@@ -275,7 +275,15 @@ TEST_F(CheckpointTest, ACheckpointUnderAnotherStepsNameIsRejected) {
   save({1, 2});
   fs::rename(folder_of(2), folder_of(7));
   EXPECT_EQ(resumed_step(), 1);
-  EXPECT_THAT(log_, HasSubstr("holds step 2"));
+  EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 2 by trainer_state.json"));
+}
+
+TEST_F(CheckpointTest, AStateOfAnotherStepIsRejectedAndNamed) {
+  save({1, 2});
+  overwrite(folder_of(2) / TrainerState::kFileName, to_text(state_at(7)));
+  renew_manifest(folder_of(2));
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 7 by trainer_state.json"));
 }
 
 TEST_F(CheckpointTest, RefusesPartsOfOtherSaves) {

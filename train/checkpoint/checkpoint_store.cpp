@@ -101,8 +101,10 @@ void remove_unfinished(const fs::path& folder) {
 /// program wrote it.
 Manifest verify_checkpoint(const fs::path& folder, std::int64_t step) {
   Manifest manifest = verify_folder(folder);
-  require(manifest.step == step && read_trainer_state(folder).step == step, ErrorKind::kCheckpoint,
-          "'{}' holds step {}", folder.string(), manifest.step);
+  const std::int64_t state_step = read_trainer_state(folder).step;
+  require(manifest.step == step && state_step == step, ErrorKind::kCheckpoint,
+          "'{}' holds step {} by {} and step {} by {}", folder.string(), manifest.step,
+          Manifest::kFileName, state_step, TrainerState::kFileName);
   return manifest;
 }
 
