@@ -81,8 +81,6 @@ Trainer::Trainer(const RunConfig& config, const MambaLm& model, const MemoryPlan
 void Trainer::start(DataChange data_change) {
   wait(exec_);
   start_times_.end("memory");
-  folder_.warn_if_space_is_short(
-      CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents));
   log::info("{} parameters, {} in all, on {}\n{}", parameters_.parameter_count(),
             byte_text(plan_.total_bytes()), describe(exec_), optimizer_.describe());
 
@@ -108,6 +106,9 @@ void Trainer::start(DataChange data_change) {
     }
   }
   state_.inputs = inputs;
+  folder_.warn_if_space_is_short(
+      CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents),
+      checkpoints_.more_at_once(saves_to_come()));
   prepare_samples();
   metrics_.emplace(folder_.path() / "metrics.jsonl", state_.step);
   loader_.emplace(data_.train,
@@ -325,6 +326,12 @@ void Trainer::say_sample() {
   // Quoted, so that line breaks in it do not look like the log's.
   const nlohmann::json text = data_.tokenizer->decode(tokens, true);
   progress_.say(fmt::format("sample: {}", text.dump()));
+}
+
+std::int64_t Trainer::saves_to_come() const {
+  const std::int64_t last = config_.train.max_steps, every = config_.checkpoint.every;
+  if (state_.step >= last) return 0;
+  return every == 0 ? 1 : ceil_div(last, every) - state_.step / every;
 }
 
 void Trainer::require_working_weights() {

@@ -87,6 +87,7 @@ class Trainer {
   void prepare_samples();
   void say_sample();
   void save();
+  std::int64_t saves_to_come() const;  // without a signal's
   /// No step comes after the last update to show that its weights are of use: one batch is scored
   /// with them. Errors: Numerics.
   void require_working_weights();

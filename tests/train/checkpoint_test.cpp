@@ -513,12 +513,25 @@ TEST_F(CheckpointTest, UnusableFoldersAreRefusedAtTheStart) {
 TEST_F(CheckpointTest, WarnsWhenTheDiskIsSmall) {
   const RunFolder run(output_);
   testing::internal::CaptureStderr();
-  run.warn_if_space_is_short(1);
+  // Room for some, and not for all.
+  const auto available = static_cast<std::int64_t>(fs::space(output_).available);
+  run.warn_if_space_is_short(available / 20, 1);
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   testing::internal::CaptureStderr();
-  run.warn_if_space_is_short(std::int64_t{1} << 60);
+  run.warn_if_space_is_short(available / 20, 30);
   EXPECT_THAT(testing::internal::GetCapturedStderr(),
-              AllOf(HasSubstr("warning"), HasSubstr("free")));
+              AllOf(HasSubstr("warning"), HasSubstr("with 30 more"), HasSubstr("free")));
+}
+
+TEST_F(CheckpointTest, CountsTheCheckpointsThatAreThereAtOnce) {
+  save({1, 2});
+  const RunFolder run(output_);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(10), 2);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(1), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(0), 0);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 2}).more_at_once(10), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 1}).more_at_once(10), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 0}).more_at_once(10), 10);
 }
 
 TEST_F(CheckpointTest, FindsTheModelThatIsMeant) {

@@ -210,6 +210,12 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
   has_superseded_ = true;
 }
 
+std::int64_t CheckpointStore::more_at_once(std::int64_t saves) const {
+  if (config_.keep == 0) return saves;
+  // The new one is there before the oldest goes.
+  return std::min(saves, std::max(config_.keep + 1 - std::ssize(steps()), std::int64_t{1}));
+}
+
 void CheckpointStore::remove_superseded() {
   if (!std::exchange(has_superseded_, false)) return;
   try {

@@ -62,6 +62,10 @@ class CheckpointStore {
   void save(const TrainerState& state, const ModelConfig& config, const ParameterStore& parameters,
             const std::vector<CompanionFile>& companions);
 
+  /// How many checkpoints there will be at a time beyond those that are there now, at most, when so
+  /// many are saved.
+  std::int64_t more_at_once(std::int64_t saves) const;
+
   /// Removes checkpoints beyond `keep`, after the newest has been read back. To be called when the
   /// run has gone on from the newest without trouble: weights can be finite and still be lost, and
   /// then an older checkpoint is all there is. Errors: Io when the newest reads back differently.
