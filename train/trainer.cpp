@@ -222,7 +222,8 @@ nlohmann::ordered_json Trainer::finish_step() {
   if (!std::isfinite(step.report->gradient_norm())) {
     optimizer_.fail_on_gradient(step.number, step.report->first_not_finite());
   }
-  checkpoints_.remove_superseded();
+  // While older checkpoints go, the exec runs out of steps: the time of that is no step's either.
+  if (checkpoints_.remove_superseded()) last_end_ = nullptr;
   const double step_s = step.report->end_mark().seconds_since(*step.begin);
   steps_s_ += step_s;
   show(step, step_s);

@@ -286,6 +286,22 @@ TEST_F(CheckpointTest, AStateOfAnotherStepIsRejectedAndNamed) {
   EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 7 by trainer_state.json"));
 }
 
+TEST_F(CheckpointTest, SaysWhetherOlderOnesWent) {
+  const auto removes = [&](CheckpointStore& store, std::int64_t step) {
+    store.save(state_at(step), tiny_store_config(), tiny_store(1), {});
+    return store.remove_superseded();
+  };
+  const RunFolder run(output_);
+  CheckpointStore store(run, {.keep = 2});
+  EXPECT_FALSE(removes(store, 1));
+  EXPECT_FALSE(removes(store, 2));
+  EXPECT_TRUE(removes(store, 3));
+  EXPECT_FALSE(store.remove_superseded());
+  CheckpointStore keeps_all(run, {.keep = 0});
+  EXPECT_FALSE(removes(keeps_all, 4));
+  EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{2, 3, 4}));
+}
+
 TEST_F(CheckpointTest, RefusesPartsOfOtherSaves) {
   save({1, 2});
   const std::string optimizer = optimizer_file_name({0, 1});

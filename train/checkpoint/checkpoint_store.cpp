@@ -216,12 +216,13 @@ std::int64_t CheckpointStore::more_at_once(std::int64_t saves) const {
   return std::min(saves, std::max(config_.keep + 1 - std::ssize(steps()), std::int64_t{1}));
 }
 
-void CheckpointStore::remove_superseded() {
-  if (!std::exchange(has_superseded_, false)) return;
+bool CheckpointStore::remove_superseded() {
+  if (!std::exchange(has_superseded_, false)) return false;
   try {
-    remove_older_than(newest_good_step_);
+    return remove_older_than(newest_good_step_);
   } catch (const fs::filesystem_error& error) {
     log::warning("cannot remove old checkpoints: {}", error.what());
+    return true;
   }
 }
 
@@ -267,8 +268,8 @@ void CheckpointStore::point_latest_at(const fs::path& folder) const {
                  error.message());
 }
 
-void CheckpointStore::remove_older_than(std::int64_t step) {
-  if (config_.keep == 0) return;
+bool CheckpointStore::remove_older_than(std::int64_t step) {
+  if (config_.keep == 0) return false;
   std::vector<std::int64_t> excess;
   std::int64_t kept = 1;  // the new one
   const std::vector<std::int64_t> all = steps();
@@ -279,7 +280,7 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
     else
       excess.push_back(*older);
   }
-  if (excess.empty()) return;
+  if (excess.empty()) return false;
   try {
     verify_checkpoint(path_of(step), step);
   } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
@@ -295,6 +296,7 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
       log::warning("cannot remove the old checkpoint {}: {}", name_of(older), error.what());
     }
   }
+  return true;
 }
 
 fs::path CheckpointStore::retire(const fs::path& folder) const {
