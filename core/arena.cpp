@@ -41,13 +41,14 @@ Arena::Block Arena::allocate(std::int64_t bytes, MemoryUse use, const char* labe
   for (; position != live.end() && position->begin - offset < size; ++position) {
     offset = position->end;
   }
-  live.insert(position, {offset, offset + size, use, label});
 
-  const std::int64_t span = extent(low_) + extent(high_);
+  const std::int64_t other_extent = extent(&live == &low_ ? high_ : low_);
+  const std::int64_t span = other_extent + std::max(extent(live), offset + size);
   if (!measuring() && span > capacity_) {
     fail(ErrorKind::kOutOfMemory, "arena: {} of {} needs {} bytes; that makes {}, there are {}",
          to_string(use), label, size, span, capacity_);
   }
+  live.insert(position, {offset, offset + size, use, label});
   if (span > peak_) {
     peak_ = span;
     if (measuring()) {

@@ -4,9 +4,9 @@ namespace jiboia {
 
 void expect_rows(const char* op, const char* name, const Spec& got, Dtype dtype, const Shape& shape,
                  const char* letters) {
-  const Spec wanted(dtype, shape);
-  require(got && got.dtype == dtype && got.shape == shape, ErrorKind::kInvalidArgument,
-          "{}: {} is {}, expected {} = {}", op, name, got.to_string(), letters, wanted.to_string());
+  if (got && got.dtype == dtype && got.shape == shape) return;
+  fail(ErrorKind::kInvalidArgument, "{}: {} is {}, expected {} = {}", op, name, got.to_string(),
+       letters, Spec(dtype, shape).to_string());
 }
 
 void expect(const char* op, const char* name, const Spec& got, Dtype dtype, const Shape& shape,
@@ -21,9 +21,9 @@ void expect_float(const char* op, const char* name, const Spec& got, int rank,
                   const char* letters) {
   const bool is_float = got.dtype == Dtype::kF32 || got.dtype == Dtype::kF64 ||
                         got.dtype == Dtype::kBf16 || got.dtype == Dtype::kF16;
-  require(got && is_float && rank >= 1 && got.shape.rank() == rank && got.columns() > 0,
-          ErrorKind::kInvalidArgument, "{}: {} is {}, expected a floating-point tensor {}", op,
-          name, got.to_string(), letters);
+  if (got && is_float && rank >= 1 && got.shape.rank() == rank && got.columns() > 0) return;
+  fail(ErrorKind::kInvalidArgument, "{}: {} is {}, expected a floating-point tensor {}", op, name,
+       got.to_string(), letters);
 }
 
 }  // namespace jiboia

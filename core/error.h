@@ -45,7 +45,8 @@ template <class... Args>
   throw Error(kind, fmt::format(format, std::forward<Args>(args)...));
 }
 
-/// fail() unless `condition` holds.
+/// fail() unless `condition` holds. The arguments are computed even so: where they are texts and
+/// the way is a busy one, `if (!condition) fail(...)` is for it.
 template <class... Args>
 void require(bool condition, ErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
   if (!condition) throw Error(kind, fmt::format(format, std::forward<Args>(args)...));

@@ -15,9 +15,9 @@ constexpr std::int64_t kTokensAtOnce = std::int64_t{1} << 20;
 
 }  // namespace
 
-TokenShard open_shard(const ShardManifest& manifest, std::size_t index) {
+TokenShard open_shard(const ShardManifest& manifest, std::size_t index, std::size_t cache_bytes) {
   const ManifestShard& entry = manifest.shards[index];
-  TokenShard shard(manifest.path_of(entry));
+  TokenShard shard(manifest.path_of(entry), cache_bytes);
   const std::string path = shard.path().string();
   require(shard.row_length() == manifest.row_length, ErrorKind::kData,
           "{}: rows of {} tokens, manifest.json says {} (0: a stream)", path, shard.row_length(),

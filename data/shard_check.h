@@ -9,8 +9,9 @@
 namespace jiboia {
 
 /// Opens shard `index` of a folder and compares what it says of itself with the manifest. The
-/// file's hash is to be verified before. Errors: Data.
-TokenShard open_shard(const ShardManifest& manifest, std::size_t index);
+/// file's hash is to be verified before. `cache_bytes` as for TokenShard. Errors: Data.
+TokenShard open_shard(const ShardManifest& manifest, std::size_t index,
+                      std::size_t cache_bytes = TokenShard::kMaxCacheBytes);
 
 /// Checks that tokens, read from `first` on in shard `index`, are in the data's vocabulary. Errors:
 /// Data naming file, row and column (or position), value and vocabulary.

@@ -1,5 +1,7 @@
 #include "data/token_dataset.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <list>
 #include <mutex>
@@ -11,9 +13,18 @@
 namespace jiboia {
 namespace {
 
-/// Open files at a time: far below the usual limit of 1,024 descriptors, and above the number of
-/// shards of all but the largest data sets.
-constexpr std::size_t kMaxOpenShards = 64;
+/// Shards that are open at a time, at most: rows come from all shards in turn, and to open one
+/// again takes longer than to read a row. A third of the descriptors that the process may have,
+/// since there may be two data sets.
+std::size_t max_open_shards() {
+  constexpr rlim_t kMost = 1024;
+  rlimit descriptors{};
+  if (::getrlimit(RLIMIT_NOFILE, &descriptors) != 0) return 64;
+  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 3, 1, kMost));
+}
+
+/// What HDF5 may keep of all open shards' chunks.
+constexpr std::size_t kCacheBytes = std::size_t{512} << 20;
 
 struct LoadedShard {
   TokenShard file;
@@ -42,20 +53,22 @@ void fill_document_starts(const std::vector<std::int64_t>& starts, std::int64_t 
 class TokenDataset::ShardPool {
  public:
   ShardPool(const ShardManifest& manifest, DocumentStarts document_starts)
-      : document_starts_(document_starts), shards_(manifest.shards.size()) {}
+      : document_starts_(document_starts),
+        max_open_(std::clamp<std::size_t>(manifest.shards.size(), 1, max_open_shards())),
+        shards_(manifest.shards.size()) {}
 
   std::shared_ptr<const LoadedShard> get(const ShardManifest& manifest, std::size_t index) {
     const std::lock_guard lock(mutex_);
     recent_.remove(index);
     recent_.push_front(index);
     if (!shards_[index]) {
-      TokenShard shard = open_shard(manifest, index);
+      TokenShard shard = open_shard(manifest, index, kCacheBytes / max_open_);
       std::vector<std::int64_t> starts;
       if (document_starts_ == DocumentStarts::kRead) starts = shard.read_document_starts();
       shards_[index] =
           std::make_shared<const LoadedShard>(LoadedShard{std::move(shard), std::move(starts)});
     }
-    if (recent_.size() > kMaxOpenShards) {
+    if (recent_.size() > max_open_) {
       shards_[recent_.back()].reset();
       recent_.pop_back();
     }
@@ -64,6 +77,7 @@ class TokenDataset::ShardPool {
 
  private:
   const DocumentStarts document_starts_;
+  const std::size_t max_open_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<const LoadedShard>> shards_;  ///< null: not open
   std::list<std::size_t> recent_;                           ///< open ones, last used first

@@ -20,8 +20,7 @@ constexpr hsize_t kMaxChunkBytes = hsize_t{64} << 20;
 /// No deflated tokens are smaller than this part of their size; an extent beyond it is an attack or
 /// has chunks that were never written.
 constexpr std::int64_t kMaxCompression = 256;
-constexpr std::size_t kCacheBytes = std::size_t{8} << 20;  // of decoded chunks, for each dataset
-constexpr std::size_t kCacheSlots = 1009;                  // a prime well above the chunks it holds
+constexpr std::size_t kCacheSlots = 1009;  // a prime well above the chunks that a cache holds
 constexpr hsize_t kMaxListed = 16;
 constexpr std::size_t kMaxNameBytes = 64;
 
@@ -247,9 +246,10 @@ std::int64_t check_size(hid_t dataset, const std::string& name, const Extents& e
   return count;
 }
 
-Handle open_dataset(hid_t file, const std::string& name, const fs::path& path) {
+Handle open_dataset(hid_t file, const std::string& name, std::size_t cache_bytes,
+                    const fs::path& path) {
   const Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
-  H5Pset_chunk_cache(access.get(), kCacheSlots, kCacheBytes, H5D_CHUNK_CACHE_W0_DEFAULT);
+  H5Pset_chunk_cache(access.get(), kCacheSlots, cache_bytes, H5D_CHUNK_CACHE_W0_DEFAULT);
   Handle dataset(H5Dopen2(file, name.c_str(), access.get()), H5Dclose);
   check(path, static_cast<bool>(dataset), "open `" + name + "`");
   check_type(dataset.get(), name, path);
@@ -285,7 +285,9 @@ struct TokenShard::Handles {
   }
 };
 
-TokenShard::TokenShard(fs::path path) : path_(std::move(path)), handles_(new Handles) {
+TokenShard::TokenShard(fs::path path, std::size_t cache_bytes)
+    : path_(std::move(path)), handles_(new Handles) {
+  cache_bytes = std::min(cache_bytes, kMaxCacheBytes);
   const Hdf5Lock lock;
   Handles& h = *handles_;
   if (H5Fis_hdf5(path_.c_str()) <= 0) refuse(path_, "not an HDF5 file");
@@ -295,7 +297,7 @@ TokenShard::TokenShard(fs::path path) : path_(std::move(path)), handles_(new Han
   check(path_, static_cast<bool>(h.file), "open it");
 
   const bool has_starts = check_links(h.file.get(), path_);
-  h.tokens = open_dataset(h.file.get(), "tokens", path_);
+  h.tokens = open_dataset(h.file.get(), "tokens", cache_bytes, path_);
   h.extents = check_extents(h.tokens.get(), "tokens", 2, path_);
   if (h.extents.rank == 2) {
     if (h.extents.dims[1] == 0) refuse(path_, "`tokens` has rows of 0 tokens");
@@ -303,7 +305,7 @@ TokenShard::TokenShard(fs::path path) : path_(std::move(path)), handles_(new Han
   }
   tokens_ = check_size(h.tokens.get(), "tokens", h.extents, path_);
   if (has_starts) {
-    h.starts = open_dataset(h.file.get(), "document_starts", path_);
+    h.starts = open_dataset(h.file.get(), "document_starts", 0, path_);
     const Extents extents = check_extents(h.starts.get(), "document_starts", 1, path_);
     documents_ = check_size(h.starts.get(), "document_starts", extents, path_);
     if (*documents_ > tokens_)

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -16,9 +17,11 @@ namespace jiboia {
 /// Safe to use from several threads: HDF5's serial library is called under one lock.
 class TokenShard {
  public:
-  /// Opens the file and checks its structure; reads no token. Errors: Data, naming the file and
-  /// listing its contents where the expected ones are not there.
-  explicit TokenShard(std::filesystem::path path);
+  static constexpr std::size_t kMaxCacheBytes = std::size_t{8} << 20;
+  /// Opens the file and checks its structure; reads no token. Keeps up to `cache_bytes`, or
+  /// kMaxCacheBytes if that is less, of the tokens' chunks that were decoded last. Errors: Data,
+  /// naming the file and listing its contents where the expected ones are not there.
+  explicit TokenShard(std::filesystem::path path, std::size_t cache_bytes = kMaxCacheBytes);
   ~TokenShard();
   TokenShard(TokenShard&&) noexcept;
   TokenShard& operator=(TokenShard&&) noexcept;

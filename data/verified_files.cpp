@@ -118,6 +118,10 @@ void VerifiedFiles::remove(const std::string& name) {
 void VerifiedFiles::save() {
   const std::lock_guard lock(mutex_);
   if (file_.empty() || !changed_) return;
+  std::erase_if(entries_, [&](const auto& entry) {
+    std::error_code unknown;
+    return !fs::exists(folder_ / entry.first, unknown) && !unknown;
+  });
   nlohmann::ordered_json files = nlohmann::ordered_json::object();
   for (const auto& [name, entry] : entries_) {
     files[name] = {{"bytes", entry.stamp.bytes},

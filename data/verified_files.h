@@ -44,7 +44,8 @@ class VerifiedFiles {
   void add(const std::string& name, const FileStamp& stamp, const std::string& xxh3,
            std::chrono::system_clock::time_point began);
   void remove(const std::string& name);
-  /// Writes what has changed, all or nothing. Where that is not possible a line says so.
+  /// Writes what has changed, all or nothing, and forgets files that are not there any more. Where
+  /// that is not possible a line says so.
   void save();
 
   /// How long a file must have been without a change when it is read, to be remembered.

@@ -68,7 +68,8 @@ std::int64_t Generator::planned_bytes(const MambaLm& model, Activations activati
   const Block memory(arena, RecurrentState::bytes(model.config(), 1, dtype), "generator.state");
   RecurrentState state(model.config(), 1, dtype, nullptr);
   const std::vector<Tensor> parameters = planned_parameters(model, Dtype::kF32, activations);
-  for (std::int64_t size : {std::int64_t{1}, kPiece}) {
+  // Of a first-fit arena a shorter piece might take more than a longer one.
+  for (std::int64_t size = 1; size <= kPiece; ++size) {
     Tape tape(exec, arena, parameters, nullptr, TapeMode::kEvaluate);
     const Var hidden = model.hidden(tape, Tensor(Spec(Dtype::kI32, {1, size}), nullptr), state);
     if (size == 1) model.logits(tape, hidden);

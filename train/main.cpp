@@ -26,25 +26,27 @@ int train(const Arguments& arguments) {
   Exec exec = make_exec(config.device, static_cast<int>(config.threads));
   say_what_precision_means(exec, config.precision);
   times.end("device");
+  const MambaLm model(config.model);
+  const MemoryPlan plan = plan_memory(config, model, exec);
   if (arguments.plan) {
-    std::cout << to_text(plan_memory(config, MambaLm(config.model), exec));
+    std::cout << to_text(plan);
     return 0;
   }
   // What is quick to see comes first: verifying the data can take minutes.
   require_data(config);
   require(config.init_from.empty() || std::filesystem::exists(config.init_from),
           ErrorKind::kCheckpoint, "init_from is {}, which does not exist", config.init_from);
+  require_memory(plan, exec);
   RunFolder folder(config.output_dir);
   if (arguments.no_resume && !CheckpointStore(folder, config.checkpoint).steps().empty()) {
     fail(ErrorKind::kConfig, "--no-resume, but {} holds checkpoints; choose another output_dir",
          folder.checkpoints().string());
   }
-  require_memory(plan_memory(config, MambaLm(config.model), exec), exec);
   times.end("plan");
   RunData data =
       open_data(config, arguments.verify_data ? Verification::kAll : Verification::kChanged);
   times.end("data");
-  Trainer trainer(config, folder, data, exec, times);
+  Trainer trainer(config, model, plan, folder, data, exec, times);
   trainer.start(arguments.allow_data_change ? DataChange::kAllow : DataChange::kRefuse);
   if (arguments.profile) trainer.measure_ops();
   const RunEnd end = trainer.run();

@@ -37,14 +37,13 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
     tape.backward();
   }
   plan.step_arena_bytes = arena.peak_bytes();
-  plan.arena_bytes = plan.step_arena_bytes;
   plan.blocks_at_peak = arena.blocks_at_peak();
-  plan.arena_bytes =
-      std::max(plan.arena_bytes, plan_evaluate(model, activations, rows, seq_len, exec));
+  plan.validation_arena_bytes = plan_evaluate(model, activations, rows, seq_len, exec);
   if (!config.data.validation.empty() && config.eval.every > 0 && config.eval.sample_tokens > 0) {
-    plan.arena_bytes =
-        std::max(plan.arena_bytes, Generator::planned_bytes(model, activations, exec));
+    plan.validation_arena_bytes =
+        std::max(plan.validation_arena_bytes, Generator::planned_bytes(model, activations, exec));
   }
+  plan.arena_bytes = std::max(plan.step_arena_bytes, plan.validation_arena_bytes);
   plan.other_bytes = gpu_bytes(exec) + TokenUploader::planned_bytes(exec, rows, seq_len) +
                      Optimizer::planned_bytes(exec, plan.parameters.values / size_of(Dtype::kF32));
   return plan;
@@ -52,13 +51,22 @@ MemoryPlan plan_memory(const RunConfig& config, const MambaLm& model, Exec& exec
 
 namespace {
 
-/// What takes less memory than `plan`.
-std::string how_to_save(const MemoryPlan& plan) {
+/// What can make a run fit in `available` bytes that takes more by `plan`.
+std::string how_to_save(const MemoryPlan& plan, std::int64_t available) {
+  if (plan.parameters.total() > available) {
+    return fmt::format(
+        "weights, gradients and moments alone are {}; choose a smaller model or a device with more "
+        "memory",
+        byte_text(plan.parameters.total()));
+  }
   std::vector<const char*> ways;
   if (plan.rows > 1) ways.push_back("lower train.micro_batch_size");
-  if (plan.recompute == Recompute::kNone) {
+  // A validation keeps nothing for a backward pass, and so has nothing to compute again.
+  const bool validation_fits =
+      plan.parameters.total() + plan.validation_arena_bytes + plan.other_bytes <= available;
+  if (validation_fits && plan.recompute == Recompute::kNone) {
     ways.push_back("set train.recompute to selective or block");
-  } else if (plan.recompute == Recompute::kSelective) {
+  } else if (validation_fits && plan.recompute == Recompute::kSelective) {
     ways.push_back("set train.recompute to block");
   }
   if (ways.empty()) ways.push_back("lower data.seq_len or choose a smaller model");
@@ -74,7 +82,7 @@ void require_memory(const MemoryPlan& plan, const Exec& exec) {
   if (unknown || plan.total_bytes() <= available) return;
   fail(ErrorKind::kOutOfMemory, "the run needs {}, {} has {} to give; {}\n{}",
        byte_text(plan.total_bytes()), is_cuda(exec) ? "the GPU" : "this machine",
-       byte_text(available), how_to_save(plan), to_text(plan));
+       byte_text(available), how_to_save(plan, available), to_text(plan));
 }
 
 std::string byte_text(std::int64_t bytes) {

@@ -15,8 +15,9 @@ namespace jiboia {
 struct MemoryPlan {
   ParameterStore::Plan parameters;
   std::int64_t step_arena_bytes = 0;         ///< peak of one micro-step, gaps included
-  std::int64_t arena_bytes = 0;              ///< the same, or what a validation takes if more
-  std::vector<Arena::Usage> blocks_at_peak;  ///< what fills the arena then
+  std::int64_t validation_arena_bytes = 0;   ///< of a validation, whatever a micro-step recomputes
+  std::int64_t arena_bytes = 0;              ///< the larger of both
+  std::vector<Arena::Usage> blocks_at_peak;  ///< what fills the arena at the peak of a micro-step
   /// Uploaded batches, the optimizer's tables, workspaces of libraries.
   std::int64_t other_bytes = 0;
   std::int64_t rows = 0;                   ///< of a micro-step

@@ -58,15 +58,15 @@ RunData open_data(const RunConfig& config, Verification verification) {
   return data;
 }
 
-Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec,
-                 StartTimes& times)
+Trainer::Trainer(const RunConfig& config, const MambaLm& model, const MemoryPlan& plan,
+                 RunFolder& folder, RunData& data, Exec& exec, StartTimes& times)
     : config_(config),
       folder_(folder),
       data_(data),
       exec_(exec),
       start_times_(times),
-      model_(config.model),
-      plan_(plan_memory(config, model_, exec)),
+      model_(model),
+      plan_(plan),
       parameters_(exec, model_.parameters(), Dtype::kF32, StoreContents::kValuesAndTraining,
                   activations_for(exec, config.precision)),
       workspace_(exec, plan_.arena_bytes),
@@ -81,8 +81,6 @@ Trainer::Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec
 void Trainer::start(DataChange data_change) {
   wait(exec_);
   start_times_.end("memory");
-  folder_.warn_if_space_is_short(
-      CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents));
   log::info("{} parameters, {} in all, on {}\n{}", parameters_.parameter_count(),
             byte_text(plan_.total_bytes()), describe(exec_), optimizer_.describe());
 
@@ -108,6 +106,9 @@ void Trainer::start(DataChange data_change) {
     }
   }
   state_.inputs = inputs;
+  folder_.warn_if_space_is_short(
+      CheckpointStore::bytes(parameters_.parameter_count(), config_.checkpoint.contents),
+      checkpoints_.more_at_once(saves_to_come()));
   prepare_samples();
   metrics_.emplace(folder_.path() / "metrics.jsonl", state_.step);
   loader_.emplace(data_.train,
@@ -221,7 +222,8 @@ nlohmann::ordered_json Trainer::finish_step() {
   if (!std::isfinite(step.report->gradient_norm())) {
     optimizer_.fail_on_gradient(step.number, step.report->first_not_finite());
   }
-  checkpoints_.remove_superseded();
+  // While older checkpoints go, the exec runs out of steps: the time of that is no step's either.
+  if (checkpoints_.remove_superseded()) last_end_ = nullptr;
   const double step_s = step.report->end_mark().seconds_since(*step.begin);
   steps_s_ += step_s;
   show(step, step_s);
@@ -325,6 +327,12 @@ void Trainer::say_sample() {
   // Quoted, so that line breaks in it do not look like the log's.
   const nlohmann::json text = data_.tokenizer->decode(tokens, true);
   progress_.say(fmt::format("sample: {}", text.dump()));
+}
+
+std::int64_t Trainer::saves_to_come() const {
+  const std::int64_t last = config_.train.max_steps, every = config_.checkpoint.every;
+  if (state_.step >= last) return 0;
+  return every == 0 ? 1 : ceil_div(last, every) - state_.step / every;
 }
 
 void Trainer::require_working_weights() {

@@ -49,8 +49,10 @@ struct RunEnd {
 /// One training run: resumes or starts, steps, validates, saves, stops.
 class Trainer {
  public:
-  /// All arguments must outlive the trainer. `times` get the trainer's part of the program's start.
-  Trainer(const RunConfig& config, RunFolder& folder, RunData& data, Exec& exec, StartTimes& times);
+  /// `model` is that of `config`, and `plan` its plan_memory() on `exec`. All arguments must
+  /// outlive the trainer. `times` get the trainer's part of the program's start.
+  Trainer(const RunConfig& config, const MambaLm& model, const MemoryPlan& plan, RunFolder& folder,
+          RunData& data, Exec& exec, StartTimes& times);
 
   /// Goes on from the newest checkpoint of the folder, else from step 0, and says which.
   /// Errors: Checkpoint.
@@ -85,6 +87,7 @@ class Trainer {
   void prepare_samples();
   void say_sample();
   void save();
+  std::int64_t saves_to_come() const;  // without a signal's
   /// No step comes after the last update to show that its weights are of use: one batch is scored
   /// with them. Errors: Numerics.
   void require_working_weights();
@@ -104,8 +107,8 @@ class Trainer {
   RunData& data_;
   Exec& exec_;
   StartTimes& start_times_;
-  MambaLm model_;
-  MemoryPlan plan_;
+  const MambaLm& model_;
+  const MemoryPlan& plan_;
   ParameterStore parameters_;
   Workspace workspace_;
   Optimizer optimizer_;

@@ -15,10 +15,10 @@ double bias_correction(double beta, std::int64_t t) {
 
 }  // namespace
 
-AdamWRates adamw_rates(const AdamWSchedule& schedule) {
+AdamWRates adamw_rates(const AdamWSchedule& schedule, const AdamWBetas& betas) {
   return {.keep = 1 - schedule.lr * schedule.weight_decay,
-          .step = schedule.lr / bias_correction(schedule.beta1, schedule.update),
-          .root_correction = 1 / std::sqrt(bias_correction(schedule.beta2, schedule.update))};
+          .step = schedule.lr / bias_correction(betas.beta1, schedule.update),
+          .root_correction = 1 / std::sqrt(bias_correction(betas.beta2, schedule.update))};
 }
 
 void require_consistent(const AdamWUpdate& args) {

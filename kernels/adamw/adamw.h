@@ -6,6 +6,11 @@
 
 namespace jiboia {
 
+/// How slowly the moments forget.
+struct AdamWBetas {
+  double beta1 = 0.9, beta2 = 0.95;
+};
+
 /// What changes from update to update, as adamw() reads it where the exec computes: f64, in the
 /// order of the members. So an update that is recorded once goes on with new ones.
 struct AdamWRates {
@@ -19,13 +24,13 @@ inline constexpr std::int64_t kAdamWRates = sizeof(AdamWRates) / sizeof(double);
 struct AdamWSchedule {
   double lr = 0;
   double weight_decay = 0;
-  double beta1 = 0.9, beta2 = 0.95;
   std::int64_t update = 1;  ///< t
 };
-AdamWRates adamw_rates(const AdamWSchedule& schedule);
+/// `betas` are those of the AdamWUpdate that the rates are for.
+AdamWRates adamw_rates(const AdamWSchedule& schedule, const AdamWBetas& betas);
 
-/// One AdamW update of all parameters, laid out flat. With t, lr, weight_decay and betas of
-/// `rates`,
+/// One AdamW update of all parameters, laid out flat. With t, lr and weight_decay of
+/// `rates`, which were made with the same betas,
 ///   clip = min(1, grad_clip / (gradient_scale * norm + 1e-6)), or 1 when grad_clip is 0,
 ///   g = gradient_scale * clip * gradient,
 ///   m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2,
@@ -44,7 +49,7 @@ struct AdamWUpdate {
   Tensor decays;
   Tensor gradient_norm;
   Tensor rates;
-  double beta1 = 0.9, beta2 = 0.95;
+  AdamWBetas betas;
   double eps = 1e-8;
   double grad_clip = 0;
   double gradient_scale = 1;

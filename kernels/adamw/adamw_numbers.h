@@ -8,10 +8,10 @@ namespace jiboia {
 template <class T>
 struct AdamWNumbers {
   explicit AdamWNumbers(const AdamWUpdate& args)
-      : beta1(static_cast<T>(args.beta1)),
-        one_minus_beta1(static_cast<T>(1 - args.beta1)),
-        beta2(static_cast<T>(args.beta2)),
-        one_minus_beta2(static_cast<T>(1 - args.beta2)),
+      : beta1(static_cast<T>(args.betas.beta1)),
+        one_minus_beta1(static_cast<T>(1 - args.betas.beta1)),
+        beta2(static_cast<T>(args.betas.beta2)),
+        one_minus_beta2(static_cast<T>(1 - args.betas.beta2)),
         eps(static_cast<T>(args.eps)),
         gradient_scale(args.gradient_scale),
         grad_clip(args.grad_clip) {}

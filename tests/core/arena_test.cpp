@@ -38,6 +38,21 @@ TEST(Arena, DryRunGivesTheExactPeak) {
   EXPECT_THROW(sequence(too_small), Error);
 }
 
+TEST(Arena, WhatFindsNoRoomTakesNone) {
+  const Buffer memory = allocate_host(1024, "a test");
+  Arena arena(memory.data(), memory.bytes());
+  auto value = arena.allocate(512, MemoryUse::kValue, "value");
+  for (MemoryUse use : {MemoryUse::kValue, MemoryUse::kScratch}) {
+    EXPECT_THROW(arena.allocate(768, use, "too much"), Error);
+    EXPECT_EQ(arena.live_blocks(), 1);
+  }
+  EXPECT_EQ(arena.peak_bytes(), 512);
+  auto scratch = arena.allocate(512, MemoryUse::kScratch, "scratch");
+  EXPECT_EQ(scratch.data, memory.data() + 512);
+  for (auto* block : {&value, &scratch}) arena.free(*block);
+  EXPECT_EQ(arena.live_blocks(), 0);
+}
+
 TEST(Arena, BlocksDoNotOverlap) {
   const Buffer memory = allocate_host(1 << 16, "a test");
   Arena arena(memory.data(), memory.bytes());

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <fstream>
+#include <utility>
 
 #include "data/file.h"
 #include "tests/data/shard_files.h"
@@ -197,21 +200,41 @@ TEST(TokenDataset, FingerprintFollowsContentsAndOrder) {
   EXPECT_EQ(TokenDataset::open(folder.path(), kSmall).manifest().fingerprint(), first);
 }
 
+/// Sets how many descriptors the process may have, until the object goes away.
+class DescriptorLimit {
+ public:
+  explicit DescriptorLimit(rlim_t descriptors) {
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const rlimit limit{.rlim_cur = descriptors, .rlim_max = before_.rlim_max};
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  }
+  ~DescriptorLimit() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
 TEST(TokenDataset, MoreShardsThanOpenFilesAreServed) {
   const TemporaryFolder folder;
   std::vector<ShardContents> shards;
   for (int i = 0; i < 150; ++i)
     shards.push_back({.tokens = {i, i + 1, i + 2, 100 + i, i}, .row_length = 5});
   write_shards(folder.path(), shards, 1000);
-  const auto dataset = TokenDataset::open(folder.path(), {.seq_len = 4, .vocab_size = 1000});
-  const auto open_files = [] {
-    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  const auto open_shards = [&] {
+    return std::ranges::count_if(fs::directory_iterator("/proc/self/fd"), [&](const auto& file) {
+      std::error_code gone;
+      return fs::read_symlink(file, gone).parent_path() == fs::canonical(folder.path());
+    });
   };
-  for (int i = 0; i < 300; ++i) {
-    const int row = i * 67 % 150;
-    EXPECT_EQ(read_row(dataset, row).tokens[3], 100 + row);
+  for (const auto& [descriptors, open] : {std::pair(120, 40), std::pair(600, 150)}) {
+    const DescriptorLimit limit(static_cast<rlim_t>(descriptors));
+    const auto dataset = TokenDataset::open(folder.path(), {.seq_len = 4, .vocab_size = 1000});
+    for (int i = 0; i < 300; ++i) {
+      const int row = i * 67 % 150;
+      EXPECT_EQ(read_row(dataset, row).tokens[3], 100 + row);
+    }
+    EXPECT_EQ(open_shards(), open);
   }
-  EXPECT_LT(open_files(), 100);
 }
 
 // What the manifest must catch.

@@ -20,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::SizeIs;
 
 constexpr const char* kHash = "0123456789abcdef";
 constexpr FileStamp kStamp{.bytes = 5, .modified_ns = 7, .changed_ns = 8, .inode = 9};
@@ -38,8 +39,14 @@ void overwrite(const fs::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
 }
 
+/// Makes files, so that they are not forgotten as gone.
+void make_files(const fs::path& folder, const std::vector<std::string>& names) {
+  for (const std::string& name : names) overwrite(folder / name, "");
+}
+
 TEST(VerifiedFiles, AreRememberedByNameStampAndHash) {
   const TemporaryFolder data, cache;
+  make_files(data.path(), {"a", "b"});
   {
     VerifiedFiles files(data.path(), cache.path());
     EXPECT_FALSE(files.contains("a", kStamp, kHash));
@@ -50,7 +57,7 @@ TEST(VerifiedFiles, AreRememberedByNameStampAndHash) {
     EXPECT_THAT(files_below(cache.path()), IsEmpty());
     files.save();
   }
-  EXPECT_THAT(files_below(data.path()), IsEmpty());
+  EXPECT_THAT(files_below(data.path()), SizeIs(2));
   const VerifiedFiles files(data.path(), cache.path());
   EXPECT_TRUE(files.contains("a", kStamp, kHash));
   EXPECT_FALSE(files.contains("b", kStamp, kHash));
@@ -64,10 +71,34 @@ TEST(VerifiedFiles, AreRememberedByNameStampAndHash) {
   EXPECT_FALSE(VerifiedFiles(cache.path(), cache.path()).contains("a", kStamp, kHash));
 }
 
+TEST(VerifiedFiles, AreForgottenWhenTheyAreGone) {
+  const TemporaryFolder data, cache;
+  make_files(data.path(), {"a", "b"});
+  {
+    VerifiedFiles files(data.path(), cache.path());
+    files.add("a", kStamp, kHash, kLater);
+    files.add("b", kStamp, kHash, kLater);
+    files.save();
+  }
+  fs::remove(data / "a");
+  make_files(data.path(), {"c"});
+  {
+    VerifiedFiles files(data.path(), cache.path());
+    EXPECT_TRUE(files.contains("a", kStamp, kHash));
+    files.add("c", kStamp, kHash, kLater);
+    files.save();
+  }
+  const VerifiedFiles files(data.path(), cache.path());
+  EXPECT_FALSE(files.contains("a", kStamp, kHash));
+  EXPECT_TRUE(files.contains("b", kStamp, kHash));
+  EXPECT_TRUE(files.contains("c", kStamp, kHash));
+}
+
 TEST(VerifiedFiles, OfOneFolderAreTheSameByEveryPathToIt) {
   const TemporaryFolder data, cache;
   fs::create_directory(data / "real");
   fs::create_directory_symlink(data / "real", data / "link");
+  make_files(data / "real", {"a"});
   {
     VerifiedFiles files(data / "link/../real/.", cache.path());
     files.add("a", kStamp, kHash, kLater);
@@ -102,6 +133,7 @@ TEST(VerifiedFiles, ThatChangedAMomentBeforeTheyWereReadAreNotRemembered) {
 
 TEST(VerifiedFiles, ACacheThatIsDamagedOrAnothersIsIgnored) {
   const TemporaryFolder data, cache;
+  make_files(data.path(), {"a", "b"});
   VerifiedFiles files(data.path(), cache.path());
   files.add("a", kStamp, kHash, kLater);
   files.save();
@@ -143,6 +175,7 @@ TEST(VerifiedFiles, ACacheThatCannotBeWrittenIsNoError) {
 
 TEST(VerifiedFiles, ManyMaySaveAtOnce) {
   const TemporaryFolder data, cache;
+  for (int n = 0; n < 100; ++n) make_files(data.path(), {fmt::format("shard_{}", n)});
   {
     std::vector<std::jthread> savers;
     for (int i = 0; i < 8; ++i) {

@@ -1,5 +1,6 @@
 """What a run does about bad input, numerics and surroundings: a clear message, the right exit code, nothing lost."""
 
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,14 @@ def test_fewer_rows_than_a_global_batch(data, tmp_path):
                  code=3).stderr
     assert "37" in said and "38" in said, said
     start(tmp_path, config_of(data, tmp_path / "one", steps=2, train__micro_batch_size=37, train__global_batch_size=37))
+
+
+def test_a_run_that_does_not_fit_leaves_nothing(data, tmp_path):
+    rows = 1 << 20
+    tree = config_of(data, tmp_path / "run", train__micro_batch_size=rows, train__global_batch_size=rows,
+                     data__seq_len=1 << 16)
+    assert "lower train.micro_batch_size" in start(tmp_path, tree, code=1).stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_validating_on_the_training_data_is_warned_about(data, tmp_path):
@@ -238,6 +247,16 @@ def test_evaluate_refuses_numbers_for_names_and_logits_that_are_none(finished, t
     spoil(tmp_path / "exported", "backbone.norm_f.weight", float("nan"))
     assert "not finite" in run("evaluate", "--model", tmp_path / "exported", *arguments, code=5).stderr
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("seq_len", ["many", "32 tokens", "99999999999999999999", "-1", "0", ""])
+def test_a_model_with_a_strange_trainer_state_is_refused(seq_len, finished, data, tmp_path):
+    run("export", "--checkpoint", finished, "--output", tmp_path / "exported")
+    state = json.loads((finished / "checkpoints/step_00000004/trainer_state.json").read_text())
+    state["config"]["data.seq_len"] = seq_len
+    (tmp_path / "exported/trainer_state.json").write_text(json.dumps(state))
+    said = run("evaluate", "--model", tmp_path / "exported", "--data", data / "validation", code=4).stderr
+    assert "trainer_state.json: data.seq_len" in said, said
 
 
 def test_small_models_generate_and_score(finished, data, tmp_path):

@@ -37,20 +37,20 @@ State<T> random_state(std::int64_t n) {
 
 /// An update without its tensors, which come from a State.
 struct Numbers : AdamWSchedule {
+  AdamWBetas betas;
   double eps = 1e-8, grad_clip = 0, gradient_scale = 0.25;
 };
 Numbers numbers() { return {{.lr = 1e-2, .weight_decay = 0.3}}; }
 
 AdamWUpdate update_of(const Numbers& numbers) {
-  return {.beta1 = numbers.beta1,
-          .beta2 = numbers.beta2,
+  return {.betas = numbers.betas,
           .eps = numbers.eps,
           .grad_clip = numbers.grad_clip,
           .gradient_scale = numbers.gradient_scale};
 }
 
-std::vector<double> rates_of(const AdamWSchedule& schedule) {
-  const AdamWRates rates = adamw_rates(schedule);
+std::vector<double> rates_of(const Numbers& numbers) {
+  const AdamWRates rates = adamw_rates(numbers, numbers.betas);
   return {rates.keep, rates.step, rates.root_correction};
 }
 
@@ -93,13 +93,13 @@ State<double> formula(const State<T>& before, const Numbers& args, double norm,
   const double clip =
       args.grad_clip > 0 ? std::min(1.0, args.grad_clip / (args.gradient_scale * norm + 1e-6)) : 1;
   const double t = static_cast<double>(args.update);
+  const auto [beta1, beta2] = args.betas;
   for (std::size_t i = 0; i < before.value.size(); ++i) {
     const double g = args.gradient_scale * clip * static_cast<double>(before.gradient[i]);
-    const double m = args.beta1 * static_cast<double>(before.exp_avg[i]) + (1 - args.beta1) * g;
-    const double v =
-        args.beta2 * static_cast<double>(before.exp_avg_sq[i]) + (1 - args.beta2) * g * g;
-    const double m_hat = m / (1 - std::pow(args.beta1, t));
-    const double v_hat = v / (1 - std::pow(args.beta2, t));
+    const double m = beta1 * static_cast<double>(before.exp_avg[i]) + (1 - beta1) * g;
+    const double v = beta2 * static_cast<double>(before.exp_avg_sq[i]) + (1 - beta2) * g * g;
+    const double m_hat = m / (1 - std::pow(beta1, t));
+    const double v_hat = v / (1 - std::pow(beta2, t));
     const double decay = decays[i / kDecayBlock] ? args.weight_decay : 0;
     after.value.push_back(static_cast<double>(before.value[i]) * (1 - args.lr * decay) -
                           args.lr * m_hat / (std::sqrt(v_hat) + args.eps));

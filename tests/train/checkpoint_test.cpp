@@ -275,7 +275,31 @@ TEST_F(CheckpointTest, ACheckpointUnderAnotherStepsNameIsRejected) {
   save({1, 2});
   fs::rename(folder_of(2), folder_of(7));
   EXPECT_EQ(resumed_step(), 1);
-  EXPECT_THAT(log_, HasSubstr("holds step 2"));
+  EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 2 by trainer_state.json"));
+}
+
+TEST_F(CheckpointTest, AStateOfAnotherStepIsRejectedAndNamed) {
+  save({1, 2});
+  overwrite(folder_of(2) / TrainerState::kFileName, to_text(state_at(7)));
+  renew_manifest(folder_of(2));
+  EXPECT_EQ(resumed_step(), 1);
+  EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 7 by trainer_state.json"));
+}
+
+TEST_F(CheckpointTest, SaysWhetherOlderOnesWent) {
+  const auto removes = [&](CheckpointStore& store, std::int64_t step) {
+    store.save(state_at(step), tiny_store_config(), tiny_store(1), {});
+    return store.remove_superseded();
+  };
+  const RunFolder run(output_);
+  CheckpointStore store(run, {.keep = 2});
+  EXPECT_FALSE(removes(store, 1));
+  EXPECT_FALSE(removes(store, 2));
+  EXPECT_TRUE(removes(store, 3));
+  EXPECT_FALSE(store.remove_superseded());
+  CheckpointStore keeps_all(run, {.keep = 0});
+  EXPECT_FALSE(removes(keeps_all, 4));
+  EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{2, 3, 4}));
 }
 
 TEST_F(CheckpointTest, RefusesPartsOfOtherSaves) {
@@ -505,12 +529,25 @@ TEST_F(CheckpointTest, UnusableFoldersAreRefusedAtTheStart) {
 TEST_F(CheckpointTest, WarnsWhenTheDiskIsSmall) {
   const RunFolder run(output_);
   testing::internal::CaptureStderr();
-  run.warn_if_space_is_short(1);
+  // Room for some, and not for all.
+  const auto available = static_cast<std::int64_t>(fs::space(output_).available);
+  run.warn_if_space_is_short(available / 20, 1);
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   testing::internal::CaptureStderr();
-  run.warn_if_space_is_short(std::int64_t{1} << 60);
+  run.warn_if_space_is_short(available / 20, 30);
   EXPECT_THAT(testing::internal::GetCapturedStderr(),
-              AllOf(HasSubstr("warning"), HasSubstr("free")));
+              AllOf(HasSubstr("warning"), HasSubstr("with 30 more"), HasSubstr("free")));
+}
+
+TEST_F(CheckpointTest, CountsTheCheckpointsThatAreThereAtOnce) {
+  save({1, 2});
+  const RunFolder run(output_);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(10), 2);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(1), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 3}).more_at_once(0), 0);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 2}).more_at_once(10), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 1}).more_at_once(10), 1);
+  EXPECT_EQ(CheckpointStore(run, {.keep = 0}).more_at_once(10), 10);
 }
 
 TEST_F(CheckpointTest, FindsTheModelThatIsMeant) {

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <map>
 
+#include "tests/support/tiny_model.h"
+
 namespace jiboia {
 namespace {
 
@@ -48,6 +50,28 @@ TEST(Sample, EqualSeedsGiveEqualTokensAndNanIsAnError) {
   EXPECT_NE(counts(kLogits, {.seed = 1}), counts(kLogits, {.seed = 2}));
   const std::vector<float> bad = {0, std::nanf("")};
   EXPECT_THROW(sample(bad, {}, 0), Error);
+}
+
+TEST(Generator, ReadsPromptsOfAnyLengthInWhatIsPlanned) {
+  Exec exec = CpuExec(1);
+  // Of this model pieces of 119 to 124 tokens take more memory than longer ones.
+  ModelConfig config = test::tiny_config();
+  config.hidden_size = 16;
+  config.state_size = 8;
+  const MambaLm model(config);
+  ParameterStore parameters(exec, model.parameters(), Dtype::kF32, StoreContents::kValues);
+  initialise(parameters, 1);
+  Workspace workspace(exec, Generator::planned_bytes(model, Activations::kFull, exec));
+  Generator generator(model, parameters, workspace.arena());
+  for (std::size_t length = 1; length <= 130; ++length) {
+    const std::vector<std::int32_t> prompt(length, 3);
+    int tokens = 0;
+    EXPECT_NO_THROW(generator.generate(prompt, 2, {}, std::nullopt, [&](std::int32_t) {
+      ++tokens;
+    })) << length;
+    EXPECT_EQ(tokens, 2);
+    EXPECT_EQ(workspace.arena().live_blocks(), 0);
+  }
 }
 
 }  // namespace

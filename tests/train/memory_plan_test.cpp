@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_model.h"
 
@@ -9,9 +11,13 @@ namespace jiboia::test {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
-/// The error of a plan that no machine has room for.
-std::string refused(std::int64_t rows, Recompute recompute) {
+constexpr std::int64_t kMoreThanThereIs = std::int64_t{1} << 60;
+
+/// The error of a plan that `change` makes too large for any machine.
+template <class Change>
+std::string refused(std::int64_t rows, Recompute recompute, Change change) {
   Exec exec = CpuExec(1);
   RunConfig config;
   config.model = tiny_config();
@@ -19,7 +25,9 @@ std::string refused(std::int64_t rows, Recompute recompute) {
   config.train.micro_batch_size = rows;
   config.data.seq_len = 50;
   MemoryPlan plan = plan_memory(config, MambaLm(config.model), exec);
-  plan.other_bytes += std::int64_t{1} << 60;
+  EXPECT_NO_THROW(require_memory(plan, exec));
+  change(plan);
+  plan.arena_bytes = std::max(plan.step_arena_bytes, plan.validation_arena_bytes);
   try {
     require_memory(plan, exec);
   } catch (const Error& error) {
@@ -29,17 +37,43 @@ std::string refused(std::int64_t rows, Recompute recompute) {
   return "nothing was refused";
 }
 
-TEST(MemoryPlan, ProposesWhatIsNotSetYet) {
-  const std::string lower = "to give; lower train.micro_batch_size";
-  EXPECT_THAT(refused(2, Recompute::kNone),
+constexpr const char* kLower = "to give; lower train.micro_batch_size";
+constexpr const char* kLast = "to give; lower data.seq_len or choose a smaller model\n";
+
+TEST(MemoryPlan, ProposesWhatIsNotSetYetForAStepThatDoesNotFit) {
+  const auto refused_step = [](std::int64_t rows, Recompute recompute) {
+    return refused(rows, recompute,
+                   [](MemoryPlan& plan) { plan.step_arena_bytes = kMoreThanThereIs; });
+  };
+  const std::string lower = kLower;
+  EXPECT_THAT(refused_step(2, Recompute::kNone),
               HasSubstr(lower + " or set train.recompute to selective or block\n"));
-  EXPECT_THAT(refused(2, Recompute::kSelective),
+  EXPECT_THAT(refused_step(2, Recompute::kSelective),
               HasSubstr(lower + " or set train.recompute to block\n"));
-  EXPECT_THAT(refused(2, Recompute::kBlock), HasSubstr(lower + "\n"));
-  EXPECT_THAT(refused(1, Recompute::kSelective),
+  EXPECT_THAT(refused_step(2, Recompute::kBlock), HasSubstr(lower + "\n"));
+  EXPECT_THAT(refused_step(1, Recompute::kSelective),
               HasSubstr("to give; set train.recompute to block\n"));
-  EXPECT_THAT(refused(1, Recompute::kBlock),
-              HasSubstr("to give; lower data.seq_len or choose a smaller model\n"));
+  EXPECT_THAT(refused_step(1, Recompute::kBlock), HasSubstr(kLast));
+}
+
+TEST(MemoryPlan, ProposesNoRecomputeForAValidationThatDoesNotFit) {
+  const auto refused_validation = [](std::int64_t rows) {
+    return refused(rows, Recompute::kNone,
+                   [](MemoryPlan& plan) { plan.validation_arena_bytes = kMoreThanThereIs; });
+  };
+  EXPECT_THAT(refused_validation(2), HasSubstr(std::string(kLower) + "\n"));
+  EXPECT_THAT(refused_validation(1), HasSubstr(kLast));
+}
+
+TEST(MemoryPlan, ProposesNoSmallerBatchForAModelThatDoesNotFit) {
+  for (std::int64_t ParameterStore::Plan::*part :
+       {&ParameterStore::Plan::values, &ParameterStore::Plan::moments}) {
+    const std::string error = refused(
+        2, Recompute::kNone, [&](MemoryPlan& plan) { plan.parameters.*part = kMoreThanThereIs; });
+    EXPECT_THAT(error, HasSubstr("to give; weights, gradients and moments alone are 1073741824.00 "
+                                 "GiB; choose a smaller model or a device with more memory\n"));
+    EXPECT_THAT(error, Not(HasSubstr("train.")));
+  }
 }
 
 #if JIBOIA_WITH_CUDA

@@ -101,8 +101,10 @@ void remove_unfinished(const fs::path& folder) {
 /// program wrote it.
 Manifest verify_checkpoint(const fs::path& folder, std::int64_t step) {
   Manifest manifest = verify_folder(folder);
-  require(manifest.step == step && read_trainer_state(folder).step == step, ErrorKind::kCheckpoint,
-          "'{}' holds step {}", folder.string(), manifest.step);
+  const std::int64_t state_step = read_trainer_state(folder).step;
+  require(manifest.step == step && state_step == step, ErrorKind::kCheckpoint,
+          "'{}' holds step {} by {} and step {} by {}", folder.string(), manifest.step,
+          Manifest::kFileName, state_step, TrainerState::kFileName);
   return manifest;
 }
 
@@ -208,12 +210,19 @@ void CheckpointStore::save(const TrainerState& state, const ModelConfig& config,
   has_superseded_ = true;
 }
 
-void CheckpointStore::remove_superseded() {
-  if (!std::exchange(has_superseded_, false)) return;
+std::int64_t CheckpointStore::more_at_once(std::int64_t saves) const {
+  if (config_.keep == 0) return saves;
+  // The new one is there before the oldest goes.
+  return std::min(saves, std::max(config_.keep + 1 - std::ssize(steps()), std::int64_t{1}));
+}
+
+bool CheckpointStore::remove_superseded() {
+  if (!std::exchange(has_superseded_, false)) return false;
   try {
-    remove_older_than(newest_good_step_);
+    return remove_older_than(newest_good_step_);
   } catch (const fs::filesystem_error& error) {
     log::warning("cannot remove old checkpoints: {}", error.what());
+    return true;
   }
 }
 
@@ -259,8 +268,8 @@ void CheckpointStore::point_latest_at(const fs::path& folder) const {
                  error.message());
 }
 
-void CheckpointStore::remove_older_than(std::int64_t step) {
-  if (config_.keep == 0) return;
+bool CheckpointStore::remove_older_than(std::int64_t step) {
+  if (config_.keep == 0) return false;
   std::vector<std::int64_t> excess;
   std::int64_t kept = 1;  // the new one
   const std::vector<std::int64_t> all = steps();
@@ -271,7 +280,7 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
     else
       excess.push_back(*older);
   }
-  if (excess.empty()) return;
+  if (excess.empty()) return false;
   try {
     verify_checkpoint(path_of(step), step);
   } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
@@ -287,6 +296,7 @@ void CheckpointStore::remove_older_than(std::int64_t step) {
       log::warning("cannot remove the old checkpoint {}: {}", name_of(older), error.what());
     }
   }
+  return true;
 }
 
 fs::path CheckpointStore::retire(const fs::path& folder) const {

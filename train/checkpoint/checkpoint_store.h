@@ -62,10 +62,15 @@ class CheckpointStore {
   void save(const TrainerState& state, const ModelConfig& config, const ParameterStore& parameters,
             const std::vector<CompanionFile>& companions);
 
+  /// How many checkpoints there will be at a time beyond those that are there now, at most, when so
+  /// many are saved.
+  std::int64_t more_at_once(std::int64_t saves) const;
+
   /// Removes checkpoints beyond `keep`, after the newest has been read back. To be called when the
   /// run has gone on from the newest without trouble: weights can be finite and still be lost, and
-  /// then an older checkpoint is all there is. Errors: Io when the newest reads back differently.
-  void remove_superseded();
+  /// then an older checkpoint is all there is. Returns whether there were any, which takes the time
+  /// of reading a checkpoint. Errors: Io when the newest reads back differently.
+  bool remove_superseded();
   /// Whether remove_superseded() may have something to do.
   bool has_superseded() const { return has_superseded_; }
 
@@ -75,7 +80,7 @@ class CheckpointStore {
              const std::vector<CompanionFile>& companions) const;
   void commit(const std::filesystem::path& temporary, std::int64_t step);
   void point_latest_at(const std::filesystem::path& folder) const;
-  void remove_older_than(std::int64_t step);
+  bool remove_older_than(std::int64_t step);
   /// Renames a committed folder so that it does not count any more; returns its new path.
   std::filesystem::path retire(const std::filesystem::path& folder) const;
 

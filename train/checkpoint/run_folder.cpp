@@ -60,16 +60,18 @@ void RunFolder::lock() {
     log::warning("cannot write to '{}': {}", file.string(), std::strerror(errno));
 }
 
-void RunFolder::warn_if_space_is_short(std::int64_t checkpoint_bytes) const {
+void RunFolder::warn_if_space_is_short(std::int64_t checkpoint_bytes,
+                                       std::int64_t more_checkpoints) const {
   std::error_code error;
   const fs::space_info space = fs::space(path_, error);
-  const double wanted = 2.2 * static_cast<double>(checkpoint_bytes);
+  const double wanted =
+      (static_cast<double>(more_checkpoints) + 0.2) * static_cast<double>(checkpoint_bytes);
   if (!error && static_cast<double>(space.available) < wanted)
     log::warning(
-        "'{}' has {:.2f} GB free; a checkpoint takes {:.2f} GB, and {:.2f} GB should be "
-        "free",
+        "'{}' has {:.2f} GB free; a checkpoint takes {:.2f} GB, and with {} more of them at a time "
+        "(checkpoint.keep and .every) {:.2f} GB should be free",
         path_.string(), static_cast<double>(space.available) / 1e9,
-        static_cast<double>(checkpoint_bytes) / 1e9, wanted / 1e9);
+        static_cast<double>(checkpoint_bytes) / 1e9, more_checkpoints, wanted / 1e9);
 }
 
 }  // namespace jiboia

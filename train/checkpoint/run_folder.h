@@ -18,9 +18,9 @@ class RunFolder {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
 
-  /// Warns when the disk has less room than 2.2 checkpoints take: the old one, the new one while it
-  /// is written, and the rest of a run's files.
-  void warn_if_space_is_short(std::int64_t checkpoint_bytes) const;
+  /// Warns when the disk has less room than so many more checkpoints take, and a fifth of one for
+  /// the rest of a run's files.
+  void warn_if_space_is_short(std::int64_t checkpoint_bytes, std::int64_t more_checkpoints) const;
 
  private:
   void lock();

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "data/tokenizer/utf8.h"
 
 namespace jiboia {
 namespace {
@@ -175,24 +176,6 @@ class TreeBuilder : public YAML::EventHandler {
   int documents_ = 0;
 };
 
-/// The number of bytes of the UTF-8 character that `text` begins with; 0 when it is none (Unicode
-/// 15, table 3-7: shortest form, no surrogates, at most U+10FFFF).
-std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) {
-    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U;
-  };
-  const unsigned first = byte(0);
-  if (first < 0x80) return 1;
-  const std::size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  const unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-  const unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-  if (first < 0xC2 || first > 0xF4 || byte(1) < low || byte(1) > high) return 0;
-  for (std::size_t i = 2; i < length; ++i) {
-    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
-  }
-  return length;
-}
-
 }  // namespace
 
 std::string Location::text() const {
@@ -205,13 +188,13 @@ std::string display(std::string_view text) {
   std::size_t i = 0;
   while (i < text.size() && shown.size() < kMaxShown) {
     const auto byte = static_cast<unsigned char>(text[i]);
-    const std::size_t length = utf8_length(text.substr(i));
-    if (length == 0 || byte < 0x20 || byte == 0x7F) {
+    const Utf8Step step = next_utf8(text.substr(i));
+    if (step.kind != Utf8Step::Kind::kCharacter || byte < 0x20 || byte == 0x7F) {
       shown += fmt::format("\\x{:02x}", byte);
       ++i;
     } else {
-      shown += text.substr(i, length);
-      i += length;
+      shown += text.substr(i, step.length);
+      i += step.length;
     }
   }
   return fmt::format("'{}{}'", shown, i < text.size() ? "..." : "");
@@ -229,9 +212,9 @@ void require_clean_text(std::string_view text, const std::string& source) {
     const bool line_end = byte == '\n' || text.substr(i, 2) == "\r\n";
     if (byte == '\t') refuse("a tab: use spaces");
     if ((byte < 0x20 && !line_end) || byte == 0x7F) refuse("a control character");
-    const std::size_t length = utf8_length(text.substr(i));
-    if (length == 0) refuse("not UTF-8");
-    i += length;
+    const Utf8Step step = next_utf8(text.substr(i));
+    if (step.kind != Utf8Step::Kind::kCharacter) refuse("not UTF-8");
+    i += step.length;
     if (byte == '\n') {
       ++line;
       line_start = i;

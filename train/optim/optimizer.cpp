@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/adamw/adamw.h"
 #include "kernels/global_norm/global_norm.h"
 
 namespace jiboia {
@@ -18,6 +17,7 @@ std::int64_t decay_blocks(std::int64_t flat_size) { return ceil_div(flat_size, k
 
 Optimizer::Optimizer(const OptimConfig& config, ParameterStore& parameters)
     : config_(config),
+      betas_{.beta1 = config.betas[0], .beta2 = config.betas[1]},
       parameters_(parameters),
       groups_{{.name = "decay", .weight_decay = config.weight_decay}, {.name = "no decay"}} {
   for (std::size_t i = 0; i < parameters.count(); ++i) {
@@ -86,11 +86,8 @@ bool Optimizer::values_are_finite() {
 }
 
 void Optimizer::set_rates(double lr, std::int64_t update) {
-  const AdamWRates rates = adamw_rates({.lr = lr,
-                                        .weight_decay = config_.weight_decay,
-                                        .beta1 = config_.betas[0],
-                                        .beta2 = config_.betas[1],
-                                        .update = update});
+  const AdamWRates rates =
+      adamw_rates({.lr = lr, .weight_decay = config_.weight_decay, .update = update}, betas_);
   std::memcpy(rates_->fill(), &rates, sizeof(rates));
   rates_->upload(sizeof(rates));
 }
@@ -105,8 +102,7 @@ void Optimizer::apply(std::int64_t micro_batches) {
                            .decays = Tensor(Spec(Dtype::kU8, {blocks}), decays_.data()),
                            .gradient_norm = findings().gradient_norm,
                            .rates = Tensor(Spec(Dtype::kF64, {kAdamWRates}), rates_->data()),
-                           .beta1 = config_.betas[0],
-                           .beta2 = config_.betas[1],
+                           .betas = betas_,
                            .eps = config_.eps,
                            .grad_clip = config_.grad_clip,
                            .gradient_scale = 1.0 / static_cast<double>(micro_batches)};

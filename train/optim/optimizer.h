@@ -4,6 +4,7 @@
 
 #include "core/memory.h"
 #include "core/upload.h"
+#include "kernels/adamw/adamw.h"
 #include "train/config/config.h"
 #include "train/optim/parameter_store.h"
 
@@ -59,6 +60,7 @@ class Optimizer {
   void find_norm(const Tensor& flat);
 
   OptimConfig config_;
+  AdamWBetas betas_;
   ParameterStore& parameters_;
   std::vector<Group> groups_;
   Buffer decays_, findings_, scratch_;

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "data/verified_files.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/trainer_state.h"
+#include "train/config/yaml_reader.h"
 #include "train/evaluator.h"
 #include "train/loaded_model.h"
 #include "train/memory_plan.h"
@@ -31,12 +33,20 @@ struct Arguments {
   bool json = false;
 };
 
-/// data.seq_len of the run that made a checkpoint; nothing for other models.
+/// data.seq_len of the run that made a checkpoint; nothing for other models. Errors: Io,
+/// Checkpoint.
 std::optional<std::int64_t> trained_seq_len(const std::filesystem::path& model) {
   if (!std::filesystem::exists(model / TrainerState::kFileName)) return std::nullopt;
   const auto config = read_trainer_state(model).inputs.config;
   const auto found = config.find("data.seq_len");
-  return found == config.end() ? std::nullopt : std::optional(std::stoll(found->second));
+  if (found == config.end()) return std::nullopt;
+  const std::string& text = found->second;
+  std::int64_t seq_len = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seq_len);
+  require(error == std::errc() && end == text.data() + text.size() && seq_len > 0,
+          ErrorKind::kCheckpoint, "{}: data.seq_len is {}, expected a number above 0",
+          (model / TrainerState::kFileName).string(), display(text));
+  return seq_len;
 }
 
 /// Row length for `data` when the user names none: what the model was trained on if that fits, else
