@@ -23,19 +23,17 @@ class Turns {
 #ifdef __CUDA_ARCH__
     if (threadIdx.x < 2) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(threadIdx.x)),
-                   "r"(kWarps)
+                   "r"(32 * kWarps)
                    : "memory");
     }
 #endif
     __syncthreads();
   }
-  /// Says that this warp's part of a turn is done.
+  /// Says that this thread's part of a turn is done. Every thread says so for itself: one for all
+  /// of its warp would be right after __syncwarp(), but compute-sanitizer cannot know.
   __device__ void done([[maybe_unused]] int turn) const {
-    __syncwarp();
 #ifdef __CUDA_ARCH__
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(turn % 2)) : "memory");
-    }
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(turn % 2)) : "memory");
 #endif
   }
   /// Waits until all warps have done a turn. To be called where all are known to have done the last
