@@ -22,7 +22,7 @@ struct Layout {
   static_assert(kSegmentUnit % kPeriod == 0 && kPeriod % kSteps == 0);
 
   /// Of a step: for each pair of channels two deltas and two inputs.
-  static constexpr int kStepRow = 2 * kWidth + 8;
+  static constexpr int kStepRow = 2 * kWidth + 4;
   /// Of a step: for each state lane its part of each channel's sum over states.
   static constexpr int kSumRow = kWidth + 8;
   static constexpr int kSumStep = kStateLanes * kSumRow + (kWidth == 16 ? 16 : 0);

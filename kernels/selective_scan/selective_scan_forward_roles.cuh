@@ -25,6 +25,8 @@ class ForwardBlock {
   static constexpr int kWalk = 2, kFinish = 4;  // turns behind the stager
   // A period is in use for two turns, of warps that may be one turn apart.
   static constexpr int kSlots = 4;
+  // These come from memory straight to where walkers read them, so they are longer on the way.
+  static constexpr int kStateSlots = 8;
 
  public:
   static constexpr int kThreads = 32 * (kFinisher + 1);
@@ -33,7 +35,6 @@ class ForwardBlock {
   /// What owners bring from memory, each thread for itself.
   struct StagerSlot {
     Four u[kParts][32], dt[kParts][32];
-    Four rows[kRowGroups][32];  ///< four states of b or c
     int start[32];
   };
   struct FinisherSlot {
@@ -41,7 +42,8 @@ class ForwardBlock {
   };
   struct Shared {
     alignas(16) float steps[kSlots][kParts][kPeriod * kStepRow];
-    float b[kSlots][kPeriod][kStates], c[kSlots][kPeriod][kStates];
+    /// Of each step, for each state lane: its states of b, then of c.
+    alignas(16) Four states[kStateSlots][kPeriod][kStateLanes][2];
     float sums[kSlots][kParts][kPeriod * kSumStep];
     StagerSlot to_stage[kOnTheWay];
     FinisherSlot to_finish[kOnTheWay];
@@ -69,13 +71,31 @@ class ForwardBlock {
     } else if (warp == kStager) {
       stage(all_turns);
     } else if (warp == kFinisher) {
-      finish(all_turns);
+      finish();
     } else {
       turns_.stay_away(all_turns);
     }
   }
 
  private:
+  /// What a walker's lane needs for a step, as it lies in shared memory: 32 bytes instead of 48 as
+  /// StepOperands, since shared memory's rate limits too.
+  struct Loaded {
+    float4 deltas_and_inputs;
+    cuda::Vector<bf16, 2 * kLaneStates> b_and_c;
+  };
+  __device__ static StepOperands<kLaneStates> unpacked(const Loaded& loaded) {
+    const float4& both = loaded.deltas_and_inputs;
+    float states[2 * kLaneStates];
+    cuda::unpack<bf16>(loaded.b_and_c, states);
+    StepOperands<kLaneStates> step{{both.x, both.y}, {both.z, both.w}, {}, {}};
+#pragma unroll
+    for (int j = 0; j < kLaneStates; ++j) {
+      step.b[j] = states[j], step.c[j] = states[kLaneStates + j];
+    }
+    return step;
+  }
+
   /// A walker's work.
   __device__ void walk(int part, int all_turns) {
     const bool exists = part < parts_;
@@ -90,17 +110,18 @@ class ForwardBlock {
     const int sums_at = lane.state / kLaneStates * kSumRow + lane.channel;
 
     const auto load = [&](int period, int t) {
-      const int slot = period % kSlots;
-      return lane.load(shared_.steps[slot][part] + t * kStepRow, shared_.b[slot][t],
-                       shared_.c[slot][t]);
+      const float* row = shared_.steps[period % kSlots][part] + t * kStepRow + 2 * lane.channel;
+      const Four* states = shared_.states[period % kStateSlots][t][lane.state / kLaneStates];
+      return Loaded{*reinterpret_cast<const float4*>(row),
+                    *reinterpret_cast<const cuda::Vector<bf16, 2 * kLaneStates>*>(states)};
     };
     turns_.done(0);
     turns_.wait(0);
-    StepOperands<kLaneStates> step = load(0, 0);
-    StepOperands<kLaneStates> next = load(0, 1);
+    Loaded step = load(0, 0);
+    Loaded next = load(0, 1);
     turns_.done(1);
     typename Lane<kLaneStates>::Decay decay;
-    lane.start(step, decay);
+    lane.start(unpacked(step), decay);
 #pragma unroll 1
     for (int period = 0; period < periods_; ++period) {
       float* const sums = shared_.sums[period % kSlots][part] + sums_at;
@@ -112,11 +133,12 @@ class ForwardBlock {
         }
         // Operands are on their way for a step, and exponentials for another.
         if (t == kPeriod - 2) turns_.wait(period + kWalk - 1);
-        const StepOperands<kLaneStates> after =
+        const Loaded after =
             t < kPeriod - 2 ? load(period, t + 2) : load(period + 1, t + 2 - kPeriod);
-        lane.advance(step, decay, next);
+        const StepOperands<kLaneStates> operands = unpacked(step);
+        lane.advance(operands, decay, unpacked(next));
         float sum[kPair];
-        lane.sum(step, sum);
+        lane.sum(operands, sum);
         *reinterpret_cast<float2*>(sums + t * kSumStep) = make_float2(sum[0], sum[1]);
         step = next;
         next = after;
@@ -160,7 +182,9 @@ class ForwardBlock {
       cuda::async_copy<4>(&slot.start[thread_], start, present && in_.document_start != nullptr);
 #pragma unroll
       for (int r = 0; r < kRowGroups; ++r) {
-        bring_four<kWide>(slot.rows[r][thread_], states, t + thread_ / 8 + 4 * r < in_.L);
+        const int step = thread_ / 8 + 4 * r;
+        Four& to = shared_.states[period % kStateSlots][step][thread_ % 4][row_is_c];
+        bring_four<kWide>(to, states, t + step < in_.L);
         states += group_step;
       }
       u += out_.u_step;
@@ -171,41 +195,41 @@ class ForwardBlock {
 #pragma unroll
     for (int period = 0; period < kOnTheWay; ++period) bring(period);
 #pragma unroll 1
-    for (int turn = 0; turn < all_turns; ++turn) {
+    for (int turn = 0; turn < periods_; ++turn) {
+      cuda::async_copies_wait<kOnTheWay - 1>();
+      const StagerSlot& slot = shared_.to_stage[turn % kOnTheWay];
+      const bool reset = slot.start[thread_] == turn * kPeriod + step_;
+      Staged staged[kParts];
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const Four u_words = slot.u[part][thread_], dt_words = slot.dt[part][thread_];
+        float u_four[kOwned], dt_four[kOwned];
+        cuda::unpack<bf16>(u_words, u_four);
+        cuda::unpack<bf16>(dt_words, dt_four);
+#pragma unroll
+        for (int i = 0; i < kOwned; ++i) {
+          staged[part].stage(i, u_four[i], dt_four[i], dt_bias[part][i], reset);
+        }
+      }
       if (turn >= 2) turns_.wait(turn - 2);
-      if (turn < periods_) {
-        cuda::async_copies_wait<kOnTheWay - 1>();
-        const StagerSlot& slot = shared_.to_stage[turn % kOnTheWay];
-        const int to = turn % kSlots;
-        const bool reset = slot.start[thread_] == turn * kPeriod + step_;
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const Four u_words = slot.u[part][thread_], dt_words = slot.dt[part][thread_];
-          float u_four[kOwned], dt_four[kOwned];
-          cuda::unpack<bf16>(u_words, u_four);
-          cuda::unpack<bf16>(dt_words, dt_four);
-          Staged staged;
-#pragma unroll
-          for (int i = 0; i < kOwned; ++i) {
-            staged.stage(i, u_four[i], dt_four[i], dt_bias[part][i], reset);
-          }
-          staged.put_at(shared_.steps[to][part] + step_ * kStepRow + 2 * kOwned * owner_);
-        }
-        float* const row_to = row_is_c ? shared_.c[to][0] : shared_.b[to][0];
-#pragma unroll
-        for (int r = 0; r < kRowGroups; ++r) {
-          const Four four = slot.rows[r][thread_];
-          put_widened(row_to + (thread_ / 8 + 4 * r) * static_cast<int>(kStates) + thread_ % 4 * 4,
-                      four);
-        }
+      for (int part = 0; part < kParts; ++part) {
+        staged[part].put_at(shared_.steps[turn % kSlots][part] + step_ * kStepRow +
+                            2 * kOwned * owner_);
       }
       turns_.done(turn);
       bring(turn + kOnTheWay);
     }
+    // Walkers load operands behind the last period, for nothing.
+    cuda::async_copies_wait<0>();
+    for (int turn = periods_; turn < all_turns; ++turn) {
+      if (turn >= 2) turns_.wait(turn - 2);
+      turns_.done(turn);
+    }
   }
 
   /// The finisher's work.
-  __device__ void finish(int all_turns) {
+  __device__ void finish() {
     const std::int64_t row = std::int64_t{batch_} * in_.L + step_;
     const int d = first_channel_ + kOwned * owner_;
     const auto* u = reinterpret_cast<const char*>(in_.u[row] + d);
@@ -235,14 +259,13 @@ class ForwardBlock {
     };
 #pragma unroll
     for (int period = 0; period < kOnTheWay; ++period) bring(period);
-#pragma unroll 1
-    for (int turn = 0; turn < all_turns; ++turn) {
+    for (int turn = 0; turn < kFinish; ++turn) {
       if (turn >= 2) turns_.wait(turn - 2);
-      const int period = turn - kFinish;
-      if (period < 0) {
-        turns_.done(turn);
-        continue;
-      }
+      turns_.done(turn);
+    }
+#pragma unroll 1
+    for (int period = 0; period < periods_; ++period) {
+      turns_.wait(period + kFinish - 2);
       cuda::async_copies_wait<kOnTheWay - 1>();
       const FinisherSlot& slot = shared_.to_finish[period % kOnTheWay];
       float u_four[kParts][kOwned], z_four[kParts][kOwned], sums[kParts][kOwned];
@@ -262,7 +285,7 @@ class ForwardBlock {
           for (int i = 0; i < kOwned; ++i) sums[part][i] += more[i];
         }
       }
-      turns_.done(turn);
+      turns_.done(period + kFinish);
       bring(period + kOnTheWay);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
@@ -286,10 +309,12 @@ class ForwardBlock {
   const int batch_, first_channel_, parts_, periods_, thread_, step_, owner_;
 };
 
-/// Grid: a block for each kParts parts of the channels, and batch row. Limited by how fast a warp
-/// by itself gets its instructions issued, 51 a step, where a multiprocessor has one block or two.
+/// Grid: a block for each kParts parts of the channels, and batch row. Limited, where a
+/// multiprocessor has one block, by how long a walker waits for its own exponentials: it takes 810
+/// cycles for a period's 460 instructions. With two blocks also by the rate of shared memory, which
+/// is busy for 7/10 of the time.
 template <bool kWide>
-__global__ void __launch_bounds__(ForwardBlock<kWide>::kThreads)
+__global__ void __launch_bounds__(ForwardBlock<kWide>::kThreads, 2)
     scan_forward_roles(const __grid_constant__ scan_cuda::Operands<bf16> in,
                        const __grid_constant__ ForwardOut out) {
   using Block = ForwardBlock<kWide>;
