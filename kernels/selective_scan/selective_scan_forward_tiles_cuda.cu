@@ -51,16 +51,29 @@ void launch_roles(CudaExec& gpu, const scan_cuda::Operands<bf16>& in, const Forw
 
 ForwardPlan ForwardPlan::of(const Spec& u) {
   // For an H100 or H200, of 132 multiprocessors. Other GPUs give the same bits.
-  constexpr std::int64_t kWarps = 132 * 12;  // alone, that run at once
-  constexpr std::int64_t kRolesChannels = 132 * 2 * ForwardBlock<true>::kBlockWidth;  // as well
-  // The pass ahead costs 3/4 of the main one: worth it up to here.
-  constexpr std::int64_t kSegmentedChannels = 5120, kFewestSteps = 64;
+  constexpr std::int64_t kMultiprocessors = 132;
+  constexpr std::int64_t kWarps = kMultiprocessors * 12;  // alone, that run at once
   const std::int64_t L = u.shape[1], channels = u.shape[0] * u.shape[2];
-  if (channels > kRolesChannels) return {Warps::kAlone, {1, L}};
-  if (channels > kSegmentedChannels || L < 2 * kFewestSteps) return {Warps::kRoles, {1, L}};
-  const std::int64_t most = std::min(kWarps * kChannels / channels, L / kFewestSteps);
-  const std::int64_t steps = ceil_div(ceil_div(L, most), kSegmentUnit) * kSegmentUnit;
-  return {Warps::kAlone, {ceil_div(L, steps), steps}};
+  // The pass ahead costs 3/4 of the main one, and as much as so many steps of a channel besides:
+  // worth it up to here.
+  constexpr std::int64_t kSegmentedChannels = 5120, kBesides = 2'250'000, kFewestSteps = 64;
+  if ((kSegmentedChannels - channels) * L >= kBesides) {
+    const std::int64_t most =
+        std::min(kWarps * kChannels / std::max(channels, kChannels), L / kFewestSteps);
+    const std::int64_t steps = ceil_div(ceil_div(L, most), kSegmentUnit) * kSegmentUnit;
+    return {Warps::kAlone, {ceil_div(L, steps), steps}};
+  }
+  // What a scan of 2048 steps takes, in 10 us, with 1, 2, ... blocks on a multiprocessor.
+  const auto time = [](std::int64_t blocks, auto... of_blocks) {
+    const std::int64_t times[] = {0, of_blocks...};
+    constexpr std::int64_t kMost = sizeof...(of_blocks);
+    const std::int64_t each = ceil_div(blocks, kMultiprocessors);
+    return each / kMost * times[kMost] + times[each % kMost];
+  };
+  const std::int64_t roles =
+      time(u.shape[0] * ceil_div(u.shape[2], ForwardBlock<true>::kBlockWidth), 11, 18);
+  const std::int64_t alone = time(ceil_div(channels, kAloneWarps * kChannels), 26, 42, 63);
+  return {roles <= alone ? Warps::kRoles : Warps::kAlone, {1, L}};
 }
 
 std::int64_t forward_scratch_bytes(const Spec& u, const ForwardPlan& plan) {
