@@ -166,7 +166,8 @@ TEST(SelectiveScanTilesCuda, LeaveItToTheGeneralKernelsWhereTold) {
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (std::int64_t L : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 24, 31, 65}) {
+  for (std::int64_t L :
+       cases<std::int64_t>({1, 4, 9, 31}, {2, 3, 5, 7, 8, 12, 13, 16, 17, 24, 65})) {
     SCOPED_TRACE(L);
     check_tiles(tiles_check(2, L, 32));
     expect_gradients(tiles_check(2, L, 32));
@@ -175,7 +176,7 @@ TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyWidths) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (std::int64_t D : {64, 96, 160, 256, 288, 544}) {
+  for (std::int64_t D : cases<std::int64_t>({64, 288}, {96, 160, 256, 544})) {
     SCOPED_TRACE(D);
     check_tiles(tiles_check(2, 11, D));
     expect_gradients(tiles_check(2, 11, D));
@@ -222,8 +223,8 @@ TEST(SelectiveScanTilesCuda, RefuseColumnsThatBeginInBetween) {
 
 TEST(SelectiveScanTilesCuda, ForgetAtDocumentStarts) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (const auto& starts : std::vector<std::vector<std::int32_t>>{
-           {}, {1}, {3}, {4}, {5, 6, 7, 8}, {7, 8, 9}, {15, 16, 17}, {32, 40}, {42}}) {
+  for (const Starts& starts : cases<Starts>(
+           {{}, {3}, {7, 8, 9}}, {{1}, {4}, {5, 6, 7, 8}, {15, 16, 17}, {32, 40}, {42}})) {
     auto check = tiles_check(2, 43, 32);
     pack_documents(check, starts);
     check_tiles(check);
@@ -237,8 +238,8 @@ TEST(SelectiveScanTilesCuda, ForgetAtDocumentStarts) {
 TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
   JIBOIA_SKIP_WITHOUT_GPU();
   constexpr std::int64_t kLength = 18 * kPeriod + 6;
-  for (const auto& starts : std::vector<std::vector<std::int32_t>>{
-           {}, {79}, {80}, {81}, {87, 88, 103, 104}, {23, 24, 25, 127, 128, 129}}) {
+  for (const Starts& starts :
+       cases<Starts>({{}, {87, 88, 103, 104}}, {{79}, {80}, {81}, {23, 24, 25, 127, 128, 129}})) {
     auto check = tiles_check(1, kLength, 32);
     check.inputs.a_log = {.shape = {32, 16}, .low = -7, .high = -3};
     if (!starts.empty()) pack_documents(check, starts);
@@ -247,7 +248,7 @@ TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
   }
   // Channels of more than one block, and the last one is not full.
   expect_gradients(tiles_check(2, 130, 288));
-  expect_gradients(tiles_check(1, 2049, 32));
+  if (!only_small_shapes()) expect_gradients(tiles_check(1, 2049, 32));
 }
 
 // More rows of work than workers, and not a multiple: some rows go from one worker to the next.

@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/selective_scan/selective_scan.h"
+#include "tests/support/gpu.h"
 #include "tests/support/op_run.h"
 
 /// Inputs of selective scans, for the tests of both backends.
@@ -19,6 +20,17 @@ inline OpCheck<Scan> scan_check(std::int64_t B, std::int64_t L, std::int64_t D, 
                      .dt_bias = {.shape = {D}, .low = -2, .high = 1}},
           .saved_outputs = {"states"}};
 }
+
+/// Cases of which `few` go through every path of the kernels: alone where kernels are slowed down
+/// (JIBOIA_SMALL_SHAPES), which launches by the thousand are too many for.
+template <class Case>
+std::vector<Case> cases(std::vector<Case> few, const std::vector<Case>& more) {
+  if (!only_small_shapes()) few.insert(few.end(), more.begin(), more.end());
+  return few;
+}
+
+/// Where documents begin.
+using Starts = std::vector<std::int32_t>;
 
 /// Gives every row documents that begin at the given steps.
 inline void pack_documents(OpCheck<Scan>& check, const std::vector<std::int32_t>& starts) {

@@ -8,8 +8,8 @@ constexpr Dtype kDtypes[] = {Dtype::kF32, Dtype::kBf16};
 
 TEST(SelectiveScanCuda, PassesOpCheckAtManyLengths) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (std::int64_t L : {std::int64_t{1}, std::int64_t{2}, std::int64_t{3}, std::int64_t{8},
-                         std::int64_t{9}, kChunk - 1, kChunk, kChunk + 1, std::int64_t{45}}) {
+  for (std::int64_t L :
+       cases<std::int64_t>({1, 3, kChunk, kChunk + 1}, {2, 8, 9, kChunk - 1, 45})) {
     SCOPED_TRACE(L);
     check_op_cuda(scan_check(2, L, 3, 5));
   }
@@ -18,10 +18,10 @@ TEST(SelectiveScanCuda, PassesOpCheckAtManyLengths) {
 
 TEST(SelectiveScanCuda, PassesOpCheckAtManySizes) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  const std::int64_t sizes[][4] = {{1, 1, 1, 1},    {1, 5, 1, 16},   {3, 18, 17, 16},
-                                   {2, 17, 32, 4},  {2, 17, 33, 17}, {1, 20, 65, 5},
-                                   {2, 34, 40, 64}, {1, 3, 130, 32}, {1, 18, 2, 257}};
-  for (const auto& [B, L, D, N] : sizes) {
+  using Sizes = std::array<std::int64_t, 4>;
+  for (const auto& [B, L, D, N] : cases<Sizes>(
+           {{1, 1, 1, 1}, {3, 18, 17, 16}, {2, 17, 33, 17}, {1, 18, 2, 257}},
+           {{1, 5, 1, 16}, {2, 17, 32, 4}, {1, 20, 65, 5}, {2, 34, 40, 64}, {1, 3, 130, 32}})) {
     SCOPED_TRACE(fmt::format("{} {} {} {}", B, L, D, N));
     check_op_cuda(scan_check(B, L, D, N));
   }
@@ -61,8 +61,8 @@ TEST(SelectiveScanCuda, CarriesStatesInAndOut) {
 
 TEST(SelectiveScanCuda, ForgetsAtDocumentStarts) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  for (const auto& starts : std::vector<std::vector<std::int32_t>>{
-           {}, {1}, {5, 6, 7, 8}, {kChunk - 1, kChunk}, {kChunk, kChunk + 1, 30, 39}}) {
+  for (const Starts& starts : cases<Starts>({{}, {kChunk, kChunk + 1, 30, 39}},
+                                            {{1}, {5, 6, 7, 8}, {kChunk - 1, kChunk}})) {
     for (std::int64_t N : {3, 18}) {
       auto check = scan_check(2, 40, 5, N);
       pack_documents(check, starts);
