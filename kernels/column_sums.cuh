@@ -38,7 +38,7 @@ inline constexpr int kPartialThreads = 256;
 /// to[i] (+)= sum over tiles of partials[tile][i], i over the elements of `to`.
 /// Block (x vectors of kWidth elements, y tile lanes) of kPartialThreads threads, grid (ceil(most
 /// elements / (x kWidth)), sums), kWidth KiB of shared memory: lane y adds the tiles y, y + lanes,
-/// ..., then the lanes are added in their order. Limited by latency.
+/// ..., then the lanes are added in their order. Limited by latency: starts early.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPartialThreads)
     sum_partials_kernel(const AllPartialRows<T> all, std::int64_t tiles) {
@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kPartialThreads)
   if (first_column >= sums.size) return;  // the whole block
   const std::int64_t i = first_column + threadIdx.x * kWidth;
   float sum[kWidth] = {};
+  wait_for_last_kernel();
   for (std::int64_t first = threadIdx.y; first < tiles; first += kAhead * blockDim.y) {
     float ahead[kAhead][kWidth] = {};
 #pragma unroll
@@ -107,7 +108,8 @@ inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
     const unsigned columns = width * (vectors ? kVector : 1);
     launch(gpu, where, vectors ? sum_partials_kernel<T, kVector> : sum_partials_kernel<T, 1>,
            {.grid = dim3(static_cast<unsigned>(ceil_div(size, columns)), count),
-            .block = dim3(width, lanes)},
+            .block = dim3(width, lanes),
+            .early = true},
            rows, tiles);
   });
 }
