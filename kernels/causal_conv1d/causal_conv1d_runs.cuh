@@ -12,15 +12,16 @@ using cuda::Rows;
 
 // Of the kernels that walk runs.
 constexpr int kMaxTaps = 4;
-constexpr std::int64_t kMaxSteps = std::int64_t{1} << 30;
-constexpr int kSide = 32;  ///< threads side by side in a block
-constexpr int kLanes = 4;  ///< runs of steps in a block
+constexpr std::int64_t kMaxBlocks = 65535;  ///< of a grid's second and third dimension
+constexpr int kSide = 32;                   ///< threads side by side in a block
+constexpr int kLanes = 4;                   ///< runs of steps in a block
 constexpr int kThreads = kSide * kLanes;
 
 constexpr int kWidth = 4;  ///< channels of a thread
 
-/// Steps of a thread of the forward pass: enough that few are read twice, and loads under way.
-constexpr int kForwardSteps = 16;
+/// Steps of a thread of the forward pass: few, so that many threads find room and blocks go through
+/// memory from its beginning to its end. What neighbours read too comes from the caches.
+constexpr int kForwardSteps = 8;
 
 /// Chunks of steps on their way to a thread of the backward pass: each has kSteps, fewer where
 /// that is no multiple of the taps.
@@ -33,11 +34,11 @@ struct Chunks {
 /// has some of the channels, kWidth in a thread.
 struct Cut {
   Cut(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t steps_of_run)
-      : steps(steps_of_run) {
-    tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
-    tiles = B * tiles_per_row;
-    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * kWidth));
-  }
+      : steps(steps_of_run),
+        rows(B),
+        tiles_per_row(ceil_div(L, steps * kLanes)),
+        tiles(B * tiles_per_row),
+        blocks_per_tile(ceil_div(D, kSide * kWidth)) {}
   /// For the backward pass: long runs compute few steps twice; shorter ones where the GPU would not
   /// be filled.
   static Cut backward(std::int64_t B, std::int64_t L, std::int64_t D) {
@@ -46,10 +47,15 @@ struct Cut {
     while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, kWidth) < kEnoughThreads) steps /= 2;
     return Cut(B, L, D, steps);
   }
-  dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
+  bool fits() const { return rows <= kMaxBlocks && tiles_per_row <= kMaxBlocks; }
+  /// Over channels, tiles of a batch row, batch rows. (To find these by divisions costs time before
+  /// a block's first access to memory.)
+  dim3 grid() const {
+    return dim3(static_cast<unsigned>(blocks_per_tile), static_cast<unsigned>(tiles_per_row),
+                static_cast<unsigned>(rows));
+  }
 
-  std::int64_t steps, tiles;
-  unsigned tiles_per_row, blocks_per_tile;
+  std::int64_t steps, rows, tiles_per_row, tiles, blocks_per_tile;
 };
 
 /// 1 / (1 + e^-s). For bf16 tensors by the fast functions: e^-s is off by 2 + 1.2 |s| units in the
@@ -111,15 +117,14 @@ struct Operands {
 /// Where a thread of the kernels of runs works.
 struct Place {
   __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D)
-      : tile(blockIdx.x / cut.blocks_per_tile),
-        batch(tile / cut.tiles_per_row),
-        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kSide + threadIdx.x} * kWidth),
-        begin(static_cast<int>((tile % cut.tiles_per_row * kLanes + threadIdx.y) * cut.steps)),
+      : tile(std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y),
+        batch(blockIdx.z),
+        channel(std::int64_t{blockIdx.x * kSide + threadIdx.x} * kWidth),
+        begin(static_cast<int>((blockIdx.y * kLanes + threadIdx.y) * cut.steps)),
         end(static_cast<int>(begin + cut.steps < L ? begin + cut.steps : L)),
         there(channel < D && begin < L) {}
 
-  unsigned tile, batch;
-  std::int64_t channel;
+  std::int64_t tile, batch, channel;
   int begin, end;  ///< steps
   bool there;
 };
@@ -185,9 +190,9 @@ __device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTap
 
 /// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
 /// has kForwardSteps steps of some channels, and asks for all of their inputs at once. Memory
-/// bound.
+/// bound: as fast as a copy.
 template <class T, int kTaps>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
     forward_steps(const Operands<T> at, const Cut cut, const Rows<T> u) {
   constexpr int kBefore = kTaps - 1, kInputs = kBefore + kForwardSteps;
   using Words = cuda::Vector<T, kWidth>;
@@ -196,6 +201,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
   const std::int64_t row = place.batch * at.L + place.begin;
   const std::int32_t start = at.start(place.batch, place.begin + kForwardSteps - 1);
   const bool inside = place.begin >= kBefore && place.begin + kForwardSteps <= at.L;
+  // Weights before inputs, behind which they would come late.
+  const Taps<kTaps> taps(at, place.channel);
   Words words[kInputs];
   if (inside) {
     const T* from = at.x[row - kBefore] + place.channel;
@@ -213,7 +220,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
       if (from) words[j] = *reinterpret_cast<const Words*>(from + place.channel);
     }
   }
-  const Taps<kTaps> taps(at, place.channel);
   Ring<kTaps> inputs;
 #pragma unroll
   for (int j = 0; j < kBefore; ++j) {
@@ -356,8 +362,7 @@ struct LaneSums {
   using Shared = float[kLanes][kSums];
 
   __device__ static void put(const float (&sums)[kTaps + 1][kWidth], Shared& lanes,
-                             const Place& place, const Cut& cut, std::int64_t D,
-                             const Partials& partials) {
+                             const Place& place, std::int64_t D, const Partials& partials) {
     float* mine = lanes[threadIdx.y];
 #pragma unroll
     for (int i = 0; i < kTaps * kWidth; i += kWidth) {
@@ -368,9 +373,9 @@ struct LaneSums {
     }
     cuda::store(sums[kTaps], mine + kWeights + threadIdx.x * kWidth);
     __syncthreads();
-    const std::int64_t first = std::int64_t{blockIdx.x % cut.blocks_per_tile} * kChannels;
+    const std::int64_t first = std::int64_t{blockIdx.x} * kChannels;
     const int channels = static_cast<int>(D - first < kChannels ? D - first : kChannels);
-    const std::int64_t at = std::int64_t{place.tile} * D + first;
+    const std::int64_t at = place.tile * D + first;
     const int thread = static_cast<int>(threadIdx.y * kSide + threadIdx.x);
     for (int i = thread * kWidth; i < kSums; i += kThreads * kWidth) {
       float total[kWidth];
@@ -417,9 +422,6 @@ __global__ void __launch_bounds__(kThreads, 4)
         {at.x[row + kBefore] + place.channel, grad_u[row + kBefore] + place.channel},
         {at.x.stride, grad_u.stride}};
     constexpr int kAhead = feed.kStages * kChunk;
-#pragma unroll
-    for (int stage = 0; stage < feed.kStages; ++stage) feed.ask(stage, walk + stage * kChunk, last);
-
     BackwardRun<T, kTaps> run{Taps<kTaps>(at, place.channel), sums, {}, {}};
     load_before(at, place, run.inputs);
     float first_x[kBefore][kWidth], first_grad[kBefore][kWidth];
@@ -429,6 +431,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       cuda::load(at.x[row + j] + place.channel, first_x[j]);
       cuda::load(grad_u[row + j] + place.channel, first_grad[j]);
     }
+    // Only now: what is wanted first would come behind it.
+#pragma unroll
+    for (int stage = 0; stage < feed.kStages; ++stage) feed.ask(stage, walk + stage * kChunk, last);
     // A step that is looked at: a document may begin there.
     const auto careful_step = [&](int t, int slot, const float(&x)[kWidth], float(&grad)[kWidth],
                                   bool counts) {
@@ -483,7 +488,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 
   __shared__ __align__(16) typename LaneSums<kTaps>::Shared lanes;
-  LaneSums<kTaps>::put(sums, lanes, place, cut, at.D, partials);
+  LaneSums<kTaps>::put(sums, lanes, place, at.D, partials);
 }
 
 }  // namespace
