@@ -125,8 +125,10 @@ void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args)
       return;
     }
     visit_taps(at.W, [&]<int kTaps>() {
-      cuda::launch(gpu, kName, forward_steps<T, kTaps>,
-                   {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, u);
+      const auto kernel =
+          in.document_start ? forward_steps<T, kTaps, true> : forward_steps<T, kTaps, false>;
+      cuda::launch(gpu, kName, kernel, {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut,
+                   u);
     });
   });
 }

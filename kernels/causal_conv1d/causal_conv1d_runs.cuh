@@ -190,8 +190,8 @@ __device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTap
 
 /// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
 /// has kForwardSteps steps of some channels, and asks for all of their inputs at once. Memory
-/// bound: as fast as a copy.
-template <class T, int kTaps>
+/// bound: as fast as a copy. Without kDocuments there are no document starts, and less code.
+template <class T, int kTaps, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
     forward_steps(const Operands<T> at, const Cut cut, const Rows<T> u) {
   constexpr int kBefore = kTaps - 1, kInputs = kBefore + kForwardSteps;
@@ -199,7 +199,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
   const Place place(cut, at.L, at.D);
   if (!place.there) return;
   const std::int64_t row = place.batch * at.L + place.begin;
-  const std::int32_t start = at.start(place.batch, place.begin + kForwardSteps - 1);
+  const auto start_of = [&](int t) { return kDocuments ? at.start(place.batch, t) : 0; };
+  const std::int32_t start = start_of(place.begin + kForwardSteps - 1);
   const bool inside = place.begin >= kBefore && place.begin + kForwardSteps <= at.L;
   // Weights before inputs, behind which they would come late.
   const Taps<kTaps> taps(at, place.channel);
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
 #pragma unroll
     for (int j = 0; j < kForwardSteps; ++j) step(j);
   } else {
-    const std::int32_t first_start = at.start(place.batch, place.begin);
+    const std::int32_t first_start = start_of(place.begin);
 #pragma unroll
     for (int k = 1; k < kTaps; ++k) {
       if (first_start == 0 || place.begin - kTaps + k >= first_start) continue;
@@ -254,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
     for (int j = 0; j < kForwardSteps; ++j) {
       const int t = place.begin + j;
       if (t >= place.end) break;
-      if (t > 0 && at.start(place.batch, t) == t) clear(inputs);
+      if (t > 0 && start_of(t) == t) clear(inputs);
       step(j);
     }
   }
