@@ -188,9 +188,9 @@ __device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTap
   }
 }
 
-/// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
-/// has kForwardSteps steps of some channels, and asks for all of their inputs at once. Memory
-/// bound: as fast as a copy. Without kDocuments there are no document starts, and less code.
+/// Block (kSide, kLanes), grid over channels, tiles of steps, batch rows; no shared memory. Each
+/// thread has kForwardSteps steps of some channels, and asks for all of their inputs at once.
+/// Memory bound: as fast as a copy. Without kDocuments there are no document starts, and less code.
 template <class T, int kTaps, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
     forward_steps(const Operands<T> at, const Cut cut, const Rows<T> u) {
@@ -320,22 +320,22 @@ struct Feed {
   using Words = cuda::Vector<T, kWidth>;
   using Shared = Words[kStages][kStreams][kChunk][kThreads];
 
-  /// Asks for the steps [t, t + kChunk) before `last`, and moves behind them.
-  __device__ void ask(int stage, int t, int last) {
-    const auto ask_step = [&](int j) {
+  /// Asks for the steps [t, t + kChunk) that are in [first, last), and moves behind them.
+  __device__ void ask(int stage, int t, int first, int last) {
+    const auto ask_step = [&](int j, bool present) {
 #pragma unroll
       for (int i = 0; i < kStreams; ++i) {
-        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], true);
+        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], present);
         from[i] += stride[i];
       }
     };
-    if (t + kChunk <= last) {
+    if (t >= first && t + kChunk <= last) {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) ask_step(j);
+      for (int j = 0; j < kChunk; ++j) ask_step(j, true);
     } else {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
-        if (t + j < last) ask_step(j);
+        if (t + j < last) ask_step(j, t + j >= first);
       }
     }
     cuda::async_copies_commit();
@@ -414,27 +414,24 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (place.there) {
     const int L = static_cast<int>(at.L);
     const std::int64_t row = place.batch * at.L + place.begin;
-    // The walk goes in chunks from the first step that completes a grad_x of the run. Sums are over
-    // what it meets: so a run leaves its first steps to the run before.
+    // The walk goes in chunks. The first one ends before the step that completes the run's first
+    // grad_x. Sums are over what the others meet: so a run leaves its first steps to the run
+    // before.
     const int walk = place.begin + kBefore, walk_end = place.end + kBefore;
     const int last = walk_end < L ? walk_end : L;
+    constexpr int kSkipped = kChunk - kBefore;  // of the first chunk: they are before the run
     Feed<T, kChunk> feed{
         chunks,
-        {at.x[row + kBefore] + place.channel, grad_u[row + kBefore] + place.channel},
+        {at.x[row - kSkipped] + place.channel, grad_u[row - kSkipped] + place.channel},
         {at.x.stride, grad_u.stride}};
     constexpr int kAhead = feed.kStages * kChunk;
     BackwardRun<T, kTaps> run{Taps<kTaps>(at, place.channel), sums, {}, {}};
     load_before(at, place, run.inputs);
-    float first_x[kBefore][kWidth], first_grad[kBefore][kWidth];
-#pragma unroll
-    for (int j = 0; j < kBefore; ++j) {
-      if (place.begin + j >= L) continue;
-      cuda::load(at.x[row + j] + place.channel, first_x[j]);
-      cuda::load(grad_u[row + j] + place.channel, first_grad[j]);
-    }
     // Only now: what is wanted first would come behind it.
 #pragma unroll
-    for (int stage = 0; stage < feed.kStages; ++stage) feed.ask(stage, walk + stage * kChunk, last);
+    for (int stage = 0; stage < feed.kStages; ++stage) {
+      feed.ask(stage, walk + (stage - 1) * kChunk, place.begin, last);
+    }
     // A step that is looked at: a document may begin there.
     const auto careful_step = [&](int t, int slot, const float(&x)[kWidth], float(&grad)[kWidth],
                                   bool counts) {
@@ -444,17 +441,12 @@ __global__ void __launch_bounds__(kThreads, 4)
       for (int c = 0; c < kWidth; ++c) run.inputs[slot][c] = x[c];
       run.step(slot, grad, reach, counts);
     };
-#pragma unroll
-    for (int j = 0; j < kBefore; ++j) {
-      if (place.begin + j >= L) break;
-      careful_step(place.begin + j, j, first_x[j], first_grad[j], place.begin == 0);
-    }
-
     T* to = grad_x[row] + place.channel;
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
-    std::int32_t start = at.start(place.batch, walk + kChunk - 1);
-    for (int t = walk, stage = 0; t < walk_end; t += kChunk) {
-      const bool simple = overwrites && t + kChunk <= last && (start == 0 || start <= t - kBefore);
+    std::int32_t start = at.start(place.batch, walk - 1);
+    for (int t = walk - kChunk, stage = 0; t < walk_end; t += kChunk) {
+      const bool simple =
+          overwrites && t >= walk && t + kChunk <= last && (start == 0 || start <= t - kBefore);
       start = at.start(place.batch, t + 2 * kChunk - 1);
       feed.wait();
       if (simple) {
@@ -471,19 +463,21 @@ __global__ void __launch_bounds__(kThreads, 4)
       } else {
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) {
+          if (t + j < place.begin) continue;
           if (t + j >= walk_end) break;
           const int slot = (j + kBefore) % kTaps;
           if (t + j < L) {
             float x[kWidth], grad[kWidth];
             feed.read(stage, 0, j, x);
             feed.read(stage, 1, j, grad);
-            careful_step(t + j, slot, x, grad, true);
+            careful_step(t + j, slot, x, grad, t >= walk || place.begin == 0);
           }
+          if (t < walk) continue;
           if (grad_x.data) cuda::put(grad_x.mode, to, run.complete(slot));
           to += grad_x.stride;
         }
       }
-      feed.ask(stage, t + kAhead, last);
+      feed.ask(stage, t + kAhead, place.begin, last);
       stage = stage + 1 == feed.kStages ? 0 : stage + 1;
     }
   }
