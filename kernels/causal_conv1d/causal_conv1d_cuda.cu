@@ -83,7 +83,9 @@ bool takes_runs(const CausalConv1d::In<>& in, const Cut& cut,
                 std::initializer_list<Tensor> others) {
   const std::int64_t W = in.weight.columns();
   bool takes = W >= 2 && W <= kMaxTaps && cut.fits();
-  takes = takes && cuda::aligned(in.weight.data, sizeof(cuda::Vector<float, kWidth>));
+  for (const Tensor& tensor : {in.weight, in.bias}) {  // absent ones are at 0
+    takes = takes && cuda::aligned(tensor.data, sizeof(cuda::Vector<float, kWidth>));
+  }
   for (const Tensor& tensor : {in.x, in.history}) {
     takes = takes && cuda::takes_vectors<kWidth>(tensor);
   }

@@ -156,8 +156,7 @@ struct Taps {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) weight[(i + k) % kTaps][(i + k) / kTaps] = some[k];
     }
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) bias[c] = at.bias ? at.bias[channel + c] : 0;
+    if (at.bias) cuda::load(at.bias + channel, bias);
   }
   /// s of the step whose input is in inputs[slot].
   __device__ void convolve(const Ring<kTaps>& inputs, int slot, float (&s)[kWidth]) const {
@@ -171,7 +170,7 @@ struct Taps {
       }
     }
   }
-  float weight[kTaps][kWidth], bias[kWidth];
+  float weight[kTaps][kWidth], bias[kWidth] = {};
 };
 
 /// The kTaps - 1 inputs before a run; zeros for those that do not count.
