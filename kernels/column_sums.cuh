@@ -38,7 +38,7 @@ inline constexpr int kPartialThreads = 256;
 /// to[i] (+)= sum over tiles of partials[tile][i], i over the elements of `to`.
 /// Block (x vectors of kWidth elements, y tile lanes) of kPartialThreads threads, grid (ceil(most
 /// elements / (x kWidth)), sums), kWidth KiB of shared memory: lane y adds the tiles y, y + lanes,
-/// ..., then the lanes are added in their order. Limited by latency.
+/// ..., then the lanes are added in their order. Limited by latency: starts early.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPartialThreads)
     sum_partials_kernel(const AllPartialRows<T> all, std::int64_t tiles) {
@@ -49,6 +49,13 @@ __global__ void __launch_bounds__(kPartialThreads)
   const std::int64_t first_column = std::int64_t{blockIdx.x} * columns;
   if (first_column >= sums.size) return;  // the whole block
   const std::int64_t i = first_column + threadIdx.x * kWidth;
+  // The element that this thread writes, if any, is read with the partial sums, not after them.
+  const int column = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  const std::int64_t element = first_column + column;
+  const bool writes = column < columns && element < sums.size;
+  T* to = sums.to[element / sums.columns] + element % sums.columns;
+  wait_for_last_kernel();
+  const float old = writes && sums.to.mode == GradMode::kAdd ? to_float(*to) : 0;
   float sum[kWidth] = {};
   for (std::int64_t first = threadIdx.y; first < tiles; first += kAhead * blockDim.y) {
     float ahead[kAhead][kWidth] = {};
@@ -65,13 +72,11 @@ __global__ void __launch_bounds__(kPartialThreads)
   }
   store(sum, lanes + threadIdx.y * columns + threadIdx.x * kWidth);
   __syncthreads();
-  const int column = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  const std::int64_t element = first_column + column;
-  if (column >= columns || element >= sums.size) return;
+  if (!writes) return;
   float total = 0;
 #pragma unroll 8
   for (unsigned lane = 0; lane < blockDim.y; ++lane) total += lanes[lane * columns + column];
-  put(sums.to.mode, sums.to[element / sums.columns][element % sums.columns], total);
+  *to = from_float<T>(old + total);
 }
 
 /// Adds up to kMaxPartialSums partial sums over the same tiles, at once. Asynchronous.
@@ -107,7 +112,8 @@ inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
     const unsigned columns = width * (vectors ? kVector : 1);
     launch(gpu, where, vectors ? sum_partials_kernel<T, kVector> : sum_partials_kernel<T, 1>,
            {.grid = dim3(static_cast<unsigned>(ceil_div(size, columns)), count),
-            .block = dim3(width, lanes)},
+            .block = dim3(width, lanes),
+            .early = true},
            rows, tiles);
   });
 }

@@ -14,6 +14,9 @@ namespace jiboia::cuda {
 struct Launch {
   dim3 grid, block;
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
+  /// Starts while the kernel before it on the stream is still ending, where a GPU can. All of its
+  /// threads call wait_for_last_kernel() before they touch what other kernels touch.
+  bool early = false;
 };
 
 /// Runs kernel(args...) on a stream; does nothing when the grid is empty.
@@ -33,13 +36,27 @@ void launch(CUstream_st* stream, const Where& where, void (*kernel)(Params...), 
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = shape.early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...),
         where);
 }
 template <class... Params, class... Args>
 void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const Launch& shape,
             Args&&... args) {
-  launch(gpu.stream(), where, kernel, shape, std::forward<Args>(args)...);
+  Launch possible = shape;
+  possible.early = shape.early && gpu.gpu().compute_capability >= 90;
+  launch(gpu.stream(), where, kernel, possible, std::forward<Args>(args)...);
+}
+
+/// See Launch::early.
+__device__ inline void wait_for_last_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 /// The block's dynamic shared memory, 16-byte aligned.

@@ -79,10 +79,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Whether the kernels of runs take these tensors.
-bool takes_runs(const CausalConv1d::In<>& in, std::initializer_list<Tensor> others) {
+bool takes_runs(const CausalConv1d::In<>& in, const Cut& cut,
+                std::initializer_list<Tensor> others) {
   const std::int64_t W = in.weight.columns();
-  bool takes = W >= 2 && W <= kMaxTaps && in.x.shape[1] <= kMaxSteps;
-  takes = takes && cuda::aligned(in.weight.data, sizeof(cuda::Vector<float, kWidth>));
+  bool takes = W >= 2 && W <= kMaxTaps && cut.fits();
+  for (const Tensor& tensor : {in.weight, in.bias}) {  // absent ones are at 0
+    takes = takes && cuda::aligned(tensor.data, sizeof(cuda::Vector<float, kWidth>));
+  }
   for (const Tensor& tensor : {in.x, in.history}) {
     takes = takes && cuda::takes_vectors<kWidth>(tensor);
   }
@@ -117,15 +120,17 @@ void CausalConv1d::forward(CudaExec& gpu, const ForwardArgs<CausalConv1d>& args)
   cuda::visit_stored(in.x.dtype, [&]<class T>() {
     const Operands<T> at(in);
     const Rows<T> u(args.out.u);
-    if (!takes_runs(in, {args.out.u})) {
+    const Cut cut(at.B, at.L, at.D, kForwardSteps);
+    if (!takes_runs(in, cut, {args.out.u})) {
       cuda::launch(gpu, kName, forward_any<T>,
                    {.grid = grid_of_elements(at.B * at.L * at.D), .block = dim3(kThreads)}, at, u);
       return;
     }
-    const Cut cut(at.B, at.L, at.D, kForwardSteps);
     visit_taps(at.W, [&]<int kTaps>() {
-      cuda::launch(gpu, kName, forward_steps<T, kTaps>,
-                   {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, u);
+      const auto kernel =
+          in.document_start ? forward_steps<T, kTaps, true> : forward_steps<T, kTaps, false>;
+      cuda::launch(gpu, kName, kernel, {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut,
+                   u);
     });
   });
 }
@@ -142,7 +147,7 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
     Partials partials;
     if (grad_weight) partials.weight = scratch.take<float>(cut.tiles * at.D * at.W);
     if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
-    if (grad_u.data && takes_runs(in, {args.grad_out.u, args.grad_in.x})) {
+    if (grad_u.data && takes_runs(in, cut, {args.grad_out.u, args.grad_in.x})) {
       visit_taps(at.W, [&]<int kTaps>() {
         cuda::launch(gpu, kName, backward_runs<T, kTaps>,
                      {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, grad_u, grad_x,

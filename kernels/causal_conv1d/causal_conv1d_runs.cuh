@@ -12,15 +12,16 @@ using cuda::Rows;
 
 // Of the kernels that walk runs.
 constexpr int kMaxTaps = 4;
-constexpr std::int64_t kMaxSteps = std::int64_t{1} << 30;
-constexpr int kSide = 32;  ///< threads side by side in a block
-constexpr int kLanes = 4;  ///< runs of steps in a block
+constexpr std::int64_t kMaxBlocks = 65535;  ///< of a grid's second and third dimension
+constexpr int kSide = 32;                   ///< threads side by side in a block
+constexpr int kLanes = 4;                   ///< runs of steps in a block
 constexpr int kThreads = kSide * kLanes;
 
 constexpr int kWidth = 4;  ///< channels of a thread
 
-/// Steps of a thread of the forward pass: enough that few are read twice, and loads under way.
-constexpr int kForwardSteps = 16;
+/// Steps of a thread of the forward pass: few, so that many threads find room and blocks go through
+/// memory from its beginning to its end. What neighbours read too comes from the caches.
+constexpr int kForwardSteps = 8;
 
 /// Chunks of steps on their way to a thread of the backward pass: each has kSteps, fewer where
 /// that is no multiple of the taps.
@@ -33,11 +34,11 @@ struct Chunks {
 /// has some of the channels, kWidth in a thread.
 struct Cut {
   Cut(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t steps_of_run)
-      : steps(steps_of_run) {
-    tiles_per_row = static_cast<unsigned>(ceil_div(L, steps * kLanes));
-    tiles = B * tiles_per_row;
-    blocks_per_tile = static_cast<unsigned>(ceil_div(D, kSide * kWidth));
-  }
+      : steps(steps_of_run),
+        rows(B),
+        tiles_per_row(ceil_div(L, steps * kLanes)),
+        tiles(B * tiles_per_row),
+        blocks_per_tile(ceil_div(D, kSide * kWidth)) {}
   /// For the backward pass: long runs compute few steps twice; shorter ones where the GPU would not
   /// be filled.
   static Cut backward(std::int64_t B, std::int64_t L, std::int64_t D) {
@@ -46,10 +47,15 @@ struct Cut {
     while (steps > 16 && B * ceil_div(L, steps) * ceil_div(D, kWidth) < kEnoughThreads) steps /= 2;
     return Cut(B, L, D, steps);
   }
-  dim3 grid() const { return dim3(static_cast<unsigned>(tiles * blocks_per_tile)); }
+  bool fits() const { return rows <= kMaxBlocks && tiles_per_row <= kMaxBlocks; }
+  /// Over channels, tiles of a batch row, batch rows. (To find these by divisions costs time before
+  /// a block's first access to memory.)
+  dim3 grid() const {
+    return dim3(static_cast<unsigned>(blocks_per_tile), static_cast<unsigned>(tiles_per_row),
+                static_cast<unsigned>(rows));
+  }
 
-  std::int64_t steps, tiles;
-  unsigned tiles_per_row, blocks_per_tile;
+  std::int64_t steps, rows, tiles_per_row, tiles, blocks_per_tile;
 };
 
 /// 1 / (1 + e^-s). For bf16 tensors by the fast functions: e^-s is off by 2 + 1.2 |s| units in the
@@ -111,15 +117,14 @@ struct Operands {
 /// Where a thread of the kernels of runs works.
 struct Place {
   __device__ Place(const Cut& cut, std::int64_t L, std::int64_t D)
-      : tile(blockIdx.x / cut.blocks_per_tile),
-        batch(tile / cut.tiles_per_row),
-        channel(std::int64_t{blockIdx.x % cut.blocks_per_tile * kSide + threadIdx.x} * kWidth),
-        begin(static_cast<int>((tile % cut.tiles_per_row * kLanes + threadIdx.y) * cut.steps)),
+      : tile(std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y),
+        batch(blockIdx.z),
+        channel(std::int64_t{blockIdx.x * kSide + threadIdx.x} * kWidth),
+        begin(static_cast<int>((blockIdx.y * kLanes + threadIdx.y) * cut.steps)),
         end(static_cast<int>(begin + cut.steps < L ? begin + cut.steps : L)),
         there(channel < D && begin < L) {}
 
-  unsigned tile, batch;
-  std::int64_t channel;
+  std::int64_t tile, batch, channel;
   int begin, end;  ///< steps
   bool there;
 };
@@ -151,8 +156,7 @@ struct Taps {
 #pragma unroll
       for (int k = 0; k < kVector; ++k) weight[(i + k) % kTaps][(i + k) / kTaps] = some[k];
     }
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) bias[c] = at.bias ? at.bias[channel + c] : 0;
+    if (at.bias) cuda::load(at.bias + channel, bias);
   }
   /// s of the step whose input is in inputs[slot].
   __device__ void convolve(const Ring<kTaps>& inputs, int slot, float (&s)[kWidth]) const {
@@ -166,7 +170,7 @@ struct Taps {
       }
     }
   }
-  float weight[kTaps][kWidth], bias[kWidth];
+  float weight[kTaps][kWidth], bias[kWidth] = {};
 };
 
 /// The kTaps - 1 inputs before a run; zeros for those that do not count.
@@ -183,19 +187,22 @@ __device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTap
   }
 }
 
-/// Block (kSide, kLanes), grid over channels, then tiles of steps; no shared memory. Each thread
-/// has kForwardSteps steps of some channels, and asks for all of their inputs at once. Memory
-/// bound.
-template <class T, int kTaps>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
+/// Block (kSide, kLanes), grid over channels, tiles of steps, batch rows; no shared memory. Each
+/// thread has kForwardSteps steps of some channels, and asks for all of their inputs at once.
+/// Memory bound: as fast as a copy. Without kDocuments there are no document starts, and less code.
+template <class T, int kTaps, bool kDocuments>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 8 : 5)
     forward_steps(const Operands<T> at, const Cut cut, const Rows<T> u) {
   constexpr int kBefore = kTaps - 1, kInputs = kBefore + kForwardSteps;
   using Words = cuda::Vector<T, kWidth>;
   const Place place(cut, at.L, at.D);
   if (!place.there) return;
   const std::int64_t row = place.batch * at.L + place.begin;
-  const std::int32_t start = at.start(place.batch, place.begin + kForwardSteps - 1);
+  const auto start_of = [&](int t) { return kDocuments ? at.start(place.batch, t) : 0; };
+  const std::int32_t start = start_of(place.begin + kForwardSteps - 1);
   const bool inside = place.begin >= kBefore && place.begin + kForwardSteps <= at.L;
+  // Weights before inputs, behind which they would come late.
+  const Taps<kTaps> taps(at, place.channel);
   Words words[kInputs];
   if (inside) {
     const T* from = at.x[row - kBefore] + place.channel;
@@ -213,7 +220,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
       if (from) words[j] = *reinterpret_cast<const Words*>(from + place.channel);
     }
   }
-  const Taps<kTaps> taps(at, place.channel);
   Ring<kTaps> inputs;
 #pragma unroll
   for (int j = 0; j < kBefore; ++j) {
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
 #pragma unroll
     for (int j = 0; j < kForwardSteps; ++j) step(j);
   } else {
-    const std::int32_t first_start = at.start(place.batch, place.begin);
+    const std::int32_t first_start = start_of(place.begin);
 #pragma unroll
     for (int k = 1; k < kTaps; ++k) {
       if (first_start == 0 || place.begin - kTaps + k >= first_start) continue;
@@ -248,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
     for (int j = 0; j < kForwardSteps; ++j) {
       const int t = place.begin + j;
       if (t >= place.end) break;
-      if (t > 0 && at.start(place.batch, t) == t) clear(inputs);
+      if (t > 0 && start_of(t) == t) clear(inputs);
       step(j);
     }
   }
@@ -313,22 +319,22 @@ struct Feed {
   using Words = cuda::Vector<T, kWidth>;
   using Shared = Words[kStages][kStreams][kChunk][kThreads];
 
-  /// Asks for the steps [t, t + kChunk) before `last`, and moves behind them.
-  __device__ void ask(int stage, int t, int last) {
-    const auto ask_step = [&](int j) {
+  /// Asks for the steps [t, t + kChunk) that are in [first, last), and moves behind them.
+  __device__ void ask(int stage, int t, int first, int last) {
+    const auto ask_step = [&](int j, bool present) {
 #pragma unroll
       for (int i = 0; i < kStreams; ++i) {
-        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], true);
+        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], present);
         from[i] += stride[i];
       }
     };
-    if (t + kChunk <= last) {
+    if (t >= first && t + kChunk <= last) {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) ask_step(j);
+      for (int j = 0; j < kChunk; ++j) ask_step(j, true);
     } else {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
-        if (t + j < last) ask_step(j);
+        if (t + j < last) ask_step(j, t + j >= first);
       }
     }
     cuda::async_copies_commit();
@@ -356,8 +362,7 @@ struct LaneSums {
   using Shared = float[kLanes][kSums];
 
   __device__ static void put(const float (&sums)[kTaps + 1][kWidth], Shared& lanes,
-                             const Place& place, const Cut& cut, std::int64_t D,
-                             const Partials& partials) {
+                             const Place& place, std::int64_t D, const Partials& partials) {
     float* mine = lanes[threadIdx.y];
 #pragma unroll
     for (int i = 0; i < kTaps * kWidth; i += kWidth) {
@@ -368,9 +373,9 @@ struct LaneSums {
     }
     cuda::store(sums[kTaps], mine + kWeights + threadIdx.x * kWidth);
     __syncthreads();
-    const std::int64_t first = std::int64_t{blockIdx.x % cut.blocks_per_tile} * kChannels;
+    const std::int64_t first = std::int64_t{blockIdx.x} * kChannels;
     const int channels = static_cast<int>(D - first < kChannels ? D - first : kChannels);
-    const std::int64_t at = std::int64_t{place.tile} * D + first;
+    const std::int64_t at = place.tile * D + first;
     const int thread = static_cast<int>(threadIdx.y * kSide + threadIdx.x);
     for (int i = thread * kWidth; i < kSums; i += kThreads * kWidth) {
       float total[kWidth];
@@ -408,26 +413,23 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (place.there) {
     const int L = static_cast<int>(at.L);
     const std::int64_t row = place.batch * at.L + place.begin;
-    // The walk goes in chunks from the first step that completes a grad_x of the run. Sums are over
-    // what it meets: so a run leaves its first steps to the run before.
+    // The walk goes in chunks. The first one ends before the step that completes the run's first
+    // grad_x. Sums are over what the others meet: so a run leaves its first steps to the run
+    // before.
     const int walk = place.begin + kBefore, walk_end = place.end + kBefore;
     const int last = walk_end < L ? walk_end : L;
+    constexpr int kSkipped = kChunk - kBefore;  // of the first chunk: they are before the run
     Feed<T, kChunk> feed{
         chunks,
-        {at.x[row + kBefore] + place.channel, grad_u[row + kBefore] + place.channel},
+        {at.x[row - kSkipped] + place.channel, grad_u[row - kSkipped] + place.channel},
         {at.x.stride, grad_u.stride}};
     constexpr int kAhead = feed.kStages * kChunk;
-#pragma unroll
-    for (int stage = 0; stage < feed.kStages; ++stage) feed.ask(stage, walk + stage * kChunk, last);
-
     BackwardRun<T, kTaps> run{Taps<kTaps>(at, place.channel), sums, {}, {}};
     load_before(at, place, run.inputs);
-    float first_x[kBefore][kWidth], first_grad[kBefore][kWidth];
+    // Only now: what is wanted first would come behind it.
 #pragma unroll
-    for (int j = 0; j < kBefore; ++j) {
-      if (place.begin + j >= L) continue;
-      cuda::load(at.x[row + j] + place.channel, first_x[j]);
-      cuda::load(grad_u[row + j] + place.channel, first_grad[j]);
+    for (int stage = 0; stage < feed.kStages; ++stage) {
+      feed.ask(stage, walk + (stage - 1) * kChunk, place.begin, last);
     }
     // A step that is looked at: a document may begin there.
     const auto careful_step = [&](int t, int slot, const float(&x)[kWidth], float(&grad)[kWidth],
@@ -438,17 +440,12 @@ __global__ void __launch_bounds__(kThreads, 4)
       for (int c = 0; c < kWidth; ++c) run.inputs[slot][c] = x[c];
       run.step(slot, grad, reach, counts);
     };
-#pragma unroll
-    for (int j = 0; j < kBefore; ++j) {
-      if (place.begin + j >= L) break;
-      careful_step(place.begin + j, j, first_x[j], first_grad[j], place.begin == 0);
-    }
-
     T* to = grad_x[row] + place.channel;
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
-    std::int32_t start = at.start(place.batch, walk + kChunk - 1);
-    for (int t = walk, stage = 0; t < walk_end; t += kChunk) {
-      const bool simple = overwrites && t + kChunk <= last && (start == 0 || start <= t - kBefore);
+    std::int32_t start = at.start(place.batch, walk - 1);
+    for (int t = walk - kChunk, stage = 0; t < walk_end; t += kChunk) {
+      const bool simple =
+          overwrites && t >= walk && t + kChunk <= last && (start == 0 || start <= t - kBefore);
       start = at.start(place.batch, t + 2 * kChunk - 1);
       feed.wait();
       if (simple) {
@@ -465,25 +462,27 @@ __global__ void __launch_bounds__(kThreads, 4)
       } else {
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) {
+          if (t + j < place.begin) continue;
           if (t + j >= walk_end) break;
           const int slot = (j + kBefore) % kTaps;
           if (t + j < L) {
             float x[kWidth], grad[kWidth];
             feed.read(stage, 0, j, x);
             feed.read(stage, 1, j, grad);
-            careful_step(t + j, slot, x, grad, true);
+            careful_step(t + j, slot, x, grad, t >= walk || place.begin == 0);
           }
+          if (t < walk) continue;
           if (grad_x.data) cuda::put(grad_x.mode, to, run.complete(slot));
           to += grad_x.stride;
         }
       }
-      feed.ask(stage, t + kAhead, last);
+      feed.ask(stage, t + kAhead, place.begin, last);
       stage = stage + 1 == feed.kStages ? 0 : stage + 1;
     }
   }
 
   __shared__ __align__(16) typename LaneSums<kTaps>::Shared lanes;
-  LaneSums<kTaps>::put(sums, lanes, place, cut, at.D, partials);
+  LaneSums<kTaps>::put(sums, lanes, place, at.D, partials);
 }
 
 }  // namespace

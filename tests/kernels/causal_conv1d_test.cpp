@@ -237,7 +237,7 @@ TEST(CausalConv1d, MeetsTheTolerancesOfCausalConv1d) {
 }
 
 TEST(CausalConv1dCuda, PassesOpCheckAtManyLengthsAndWidths) {
-  // D = 8 has 16 steps a thread, four threads in a column of a block; the backward pass walks them
+  // D = 8 has 8 steps a thread, four threads in a column of a block; the backward pass walks them
   // in chunks of 3 or 4. Other D than multiples of 4, and other W, go element by element.
   for (std::int64_t L : {1, 2, 3, 4, 7, 8, 9, 13, 15, 16, 17, 18, 19, 26, 33, 63, 64, 65, 66, 67}) {
     for (std::int64_t W : {1, 2, 3, 4, 5}) {
@@ -256,6 +256,11 @@ TEST(CausalConv1dCuda, PassesOpCheckAtManySizes) {
     check_op_cuda(check_of(1, 1, D, 4));
     check_op_cuda(check_of(3, 19, D, 4));
   }
+}
+
+TEST(CausalConv1dCuda, TakesMoreRowsThanAGridHas) {
+  constexpr std::int64_t kMostBlocks = 65535;  // of a grid's third dimension
+  check_op_cuda(check_of(kMostBlocks + 1, 1, 4, 2));
 }
 
 TEST(CausalConv1dCuda, PassesOpCheckWithLongRuns) {

@@ -20,6 +20,7 @@ namespace jiboia::cuda {
 struct Launch {
   dim3 grid, block;
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
+  bool early = false;            ///< kernels run one by one here
 };
 
 /// Runs kernel(args...) and returns when it is done, or keeps the launch for the graph that is
@@ -57,6 +58,9 @@ void launch(CudaExec& gpu, const Where& where, void (*kernel)(Params...), const 
             Args&&... args) {
   launch(gpu.stream(), where, kernel, shape, std::forward<Args>(args)...);
 }
+
+/// Nothing to wait for: see Launch::early.
+inline void wait_for_last_kernel() {}
 
 /// The block's dynamic shared memory, 16-byte aligned.
 inline std::byte* dynamic_shared() { return emulated::dynamic_shared_memory; }
