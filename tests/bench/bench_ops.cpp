@@ -19,7 +19,7 @@ struct Arguments {
   std::int64_t document_length = 0;
   std::optional<std::int64_t> flush_mib;
   std::vector<std::vector<std::int64_t>> shapes;
-  bool list = false;
+  bool list = false, no_ceilings = false;
 };
 
 Exec exec_for(const std::string& device, int threads) {
@@ -44,28 +44,36 @@ bool is_wanted(const std::string& name, const std::string& filter) {
 /// The table, on stdout and as JSON lines.
 class Report {
  public:
-  Report(const std::string& path, const std::string& device, const Ceilings& ceilings)
+  Report(const std::string& path, const std::string& device,
+         const std::optional<Ceilings>& ceilings)
       : ceilings_(ceilings) {
     if (!path.empty()) {
       file_.open(path);
       require(file_.good(), ErrorKind::kIo, "cannot write {}", path);
     }
-    fmt::print("{}: copy {:.2f} TB/s, product {:.1f} TFLOP/s\n", device,
-               ceilings.bytes_per_s / 1e12, ceilings.flops_per_s / 1e12);
+    if (ceilings) {
+      fmt::print("{}: copy {:.2f} TB/s, product {:.1f} TFLOP/s\n", device,
+                 ceilings->bytes_per_s / 1e12, ceilings->flops_per_s / 1e12);
+      line({{"name", "ceilings"},
+            {"device", device},
+            {"gb_per_s", ceilings->bytes_per_s / 1e9},
+            {"tflop_per_s", ceilings->flops_per_s / 1e12}});
+    }
     fmt::print("{:<50}{:>10}{:>10}{:>10}{:>9}{:>7}{:>10}{:>9}\n", "op, pass, shape", "ms", "min",
                "max", "GB/s", "copy", "TFLOP/s", "product");
-    line({{"name", "ceilings"},
-          {"device", device},
-          {"gb_per_s", ceilings.bytes_per_s / 1e9},
-          {"tflop_per_s", ceilings.flops_per_s / 1e12}});
   }
 
   void add(const std::string& name, const Times& times, const Work& work) {
     const double bytes = work.bytes / times.median, flops = work.flops / times.median;
-    fmt::print("{:<50}{:>10.4f}{:>10.4f}{:>10.4f}{:>9.1f}{:>6.1f}%", name, times.median * 1e3,
-               times.min * 1e3, times.max * 1e3, bytes / 1e9, 100 * bytes / ceilings_.bytes_per_s);
+    const auto share = [](double reached, double ceiling) {
+      return fmt::format("{:.1f}%", 100 * reached / ceiling);
+    };
+    fmt::print("{:<50}{:>10.4f}{:>10.4f}{:>10.4f}{:>9.1f}{:>7}", name, times.median * 1e3,
+               times.min * 1e3, times.max * 1e3, bytes / 1e9,
+               ceilings_ ? share(bytes, ceilings_->bytes_per_s) : "-");
     if (work.flops > 0) {
-      fmt::print("{:>10.2f}{:>8.1f}%", flops / 1e12, 100 * flops / ceilings_.flops_per_s);
+      fmt::print("{:>10.2f}{:>9}", flops / 1e12,
+                 ceilings_ ? share(flops, ceilings_->flops_per_s) : "-");
     }
     fmt::print("\n");
     std::fflush(stdout);
@@ -82,7 +90,7 @@ class Report {
     if (file_.is_open()) file_ << values.dump() << std::endl;
   }
 
-  Ceilings ceilings_;
+  std::optional<Ceilings> ceilings_;
   std::ofstream file_;
 };
 
@@ -103,9 +111,12 @@ int run(const Arguments& arguments) {
                                        .flushed_bytes = flush_mib << 20});
     // Large enough for what a GPU reaches at its best; a CPU gets there sooner.
     const bool large = gpu && arguments.shapes.empty();
-    report.emplace(arguments.json, device_name(exec),
-                   measure_ceilings(exec, *stopwatch, std::int64_t{large ? 2048 : 64} << 20,
-                                    activation, large ? 8192 : 512));
+    std::optional<Ceilings> ceilings;
+    if (!arguments.no_ceilings) {
+      ceilings = measure_ceilings(exec, *stopwatch, std::int64_t{large ? 2048 : 64} << 20,
+                                  activation, large ? 8192 : 512);
+    }
+    report.emplace(arguments.json, device_name(exec), ceilings);
   }
 
   BenchTensors tensors(exec);
@@ -137,6 +148,8 @@ int main(int argc, char** argv) {
   app.add_option("--filter", arguments.filter,
                  "Only cases whose name contains this or matches it as a regular expression");
   app.add_flag("--list", arguments.list, "Only prints the names of the cases");
+  app.add_flag("--no-ceilings", arguments.no_ceilings,
+               "Leaves out what shares refer to: large products, behind which a GPU is hot");
   app.add_option("--shape", arguments.shapes,
                  "Rows, tokens of a row, width and vocabulary of a model in place of the recipes'; "
                  "may be given several times")
