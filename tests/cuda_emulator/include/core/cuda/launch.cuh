@@ -20,6 +20,7 @@ namespace jiboia::cuda {
 struct Launch {
   dim3 grid, block;
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
+  bool overlaps = false;         ///< makes no difference here
 };
 
 /// Runs kernel(args...) and returns when it is done, or keeps the launch for the graph that is
