@@ -36,7 +36,7 @@ struct Schedule {
   /// Periods that are worth a worker of their own.
   static constexpr std::int64_t kFewestPeriods = 8;
   /// Periods that take as long as it takes to enter a row.
-  static constexpr std::int64_t kEntry = 1;
+  static constexpr std::int64_t kEntry = 2;
 
   Schedule(std::int64_t B, std::int64_t L, std::int64_t D)
       : periods(ceil_div(L, kPeriod)),
@@ -99,21 +99,28 @@ struct AheadSchedule {
 
   explicit AheadSchedule(const Schedule& schedule) {
     if (!schedule.at_once()) return;
-    for (std::int64_t worker = 0; worker < schedule.workers; ++worker) {
-      const std::int64_t row = schedule.last_row(worker), end = schedule.begin(worker + 1);
-      const bool goes_on = end < (row + 1) * schedule.periods;
-      const std::int64_t begin = std::max(schedule.begin(worker), row * schedule.periods);
-      pieces[worker + 1] = pieces[worker] + (goes_on ? end - begin : 0);
+    // In few divisions, since the GPU may wait for it.
+    const std::int64_t periods = schedule.periods, workers = schedule.workers;
+    std::int64_t row_begin = 0, begin = 0;
+    for (std::int64_t worker = 0; worker < workers; ++worker) {
+      const std::int64_t end = schedule.begin(worker + 1);
+      while (row_begin + periods < end) row_begin += periods;
+      const bool goes_on = end < row_begin + periods;
+      pieces[worker + 1] = pieces[worker] + (goes_on ? end - std::max(begin, row_begin) : 0);
+      begin = end;
     }
-    const std::int64_t size = pieces[schedule.workers];
+    const std::int64_t size = pieces[workers];
     blocks = std::min(kBlocks, ceil_div(size, kFewestPeriods));
     stretch = size / blocks;
     longer = size % blocks;
-    for (std::int64_t worker = 0; worker < schedule.workers; ++worker) {
-      const std::int64_t begin = pieces[worker], end = pieces[worker + 1];
-      segments[worker + 1] =
-          segments[worker] +
-          (end > begin ? static_cast<int>(block_of(end - 1) - block_of(begin)) + 1 : 0);
+    std::int64_t block = 0;  // that the worker's piece begins in
+    for (std::int64_t worker = 0; worker < workers; ++worker) {
+      segments[worker + 1] = segments[worker];
+      if (pieces[worker] == pieces[worker + 1]) continue;
+      for (++segments[worker + 1]; this->begin(block + 1) < pieces[worker + 1]; ++block) {
+        ++segments[worker + 1];
+      }
+      if (this->begin(block + 1) == pieces[worker + 1]) ++block;
     }
   }
   /// Where a block's stretch begins; that of `blocks` at the line's end.
