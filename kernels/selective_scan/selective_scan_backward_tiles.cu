@@ -57,13 +57,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     unsigned t = steps - kPeriod;  // the period's first step, from the piece's
     loader.begin(batch, piece);
     loader.load(t);
-    loader.store(count);
-    loader.load(t - kPeriod);
-    loader.store(count + kPeriodChunks);
-    loader.load(t - 2 * kPeriod);
     scan.begin(batch, min(first_channel, pass.D - static_cast<int>(kChannels)), piece, active);
     __syncwarp();
     scan.template load<false>(t, count);
+    loader.store(count);
+    loader.load(t - kPeriod);
     cuda::wait_for_kernel_in_front();
     if (piece.index > 0 && active) {
       if (schedule.at_once()) {
@@ -72,6 +70,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         scan.take_over(row);
       }
     }
+    loader.store(count + kPeriodChunks);
+    loader.load(t - 2 * kPeriod);
     cuda::async_copies_commit();
     cuda::async_copies_wait<0>();
     __syncthreads();
