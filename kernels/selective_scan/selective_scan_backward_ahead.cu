@@ -66,13 +66,20 @@ class TileAhead {
   /// Takes the gradient through the periods [begin, end), the last one first. While it goes through
   /// one, the one in front is prepared, and the one in front of that is on its way.
   __device__ void walk(int begin, int end) {
-    load(end - 1, 0);
+    const int t = (end - 1) * kPeriod + lane_ / 4;
+    const unsigned row = first_row_ + static_cast<unsigned>(t);
+    const auto column = static_cast<unsigned>(first_channel_ + lane_ % 4 * 8);
+    from_[kDt] = reinterpret_cast<const std::byte*>(pass_.dt.at(row, column));
+    from_[kGradY] = reinterpret_cast<const std::byte*>(pass_.grad_y.at(row, column));
+    from_[kZ] = reinterpret_cast<const std::byte*>(pass_.z.at(row, column));
+    from_c_ = reinterpret_cast<const std::byte*>(
+        pass_.c.at(row, static_cast<unsigned>(lane_ % 4 * kLaneStates)));
+    from_document_ = pass_.document_start ? pass_.document_start + row : nullptr;
+    load(0, t < pass_.L);
     cuda::async_copies_commit();
-    if (end - 2 >= begin) load(end - 2, 1);
-    cuda::async_copies_commit();
-    load_c(end - 1);
     store_c(0);
-    load_c(end - 2);
+    if (end - 2 >= begin) load(1, true);
+    cuda::async_copies_commit();
     cuda::async_copies_wait<1>();
     __syncwarp();
     stage(end - 1, 0);
@@ -82,8 +89,7 @@ class TileAhead {
       cuda::async_copies_wait<0>();
       __syncwarp();
       store_c(1 - slot);
-      load_c(period - 2);
-      if (period - 2 >= begin) load(period - 2, slot);
+      if (period - 2 >= begin) load(slot, true);
       cuda::async_copies_commit();
 #pragma unroll
       for (int i = 0; i < kLaneChannels; ++i) delta_sum_[i] += staged_delta_[i];
@@ -112,14 +118,12 @@ class TileAhead {
   }
 
  private:
-  /// Starts to bring a period to the place `slot`. What lies behind the row's end gets no weight:
-  /// delta and the gradient of y are 0 there.
-  __device__ void load(int period, int slot) {
-    const int t = period * kPeriod + lane_ / 4;
-    const bool present = t < pass_.L;
-    const unsigned row = first_row_ + static_cast<unsigned>(t);
-    const auto column = static_cast<unsigned>(first_channel_ + lane_ % 4 * 8);
-    const TileRows<bf16>* arrays[kArrays] = {&pass_.dt, &pass_.grad_y, &pass_.z};
+  /// Starts to bring the next period to the place `slot`: c to registers, 4 values a lane, the rest
+  /// to shared memory. What lies behind the row's end is not `present`, and gets no weight: delta
+  /// and the gradient of y are 0 there.
+  __device__ void load(int slot, bool present) {
+    const unsigned strides[kArrays] = {pass_.dt.stride_bytes, pass_.grad_y.stride_bytes,
+                                       pass_.z.stride_bytes};
 #pragma unroll
     for (int i = 0; i < kArrays; ++i) {
       uint4* to = &shared_.rows[slot][i][lane_];
@@ -127,25 +131,24 @@ class TileAhead {
         constexpr unsigned kMinusInfinities = 0xFF80FF80;  // softplus makes 0 of it
         *to = make_uint4(kMinusInfinities, kMinusInfinities, kMinusInfinities, kMinusInfinities);
       } else {
-        cuda::async_copy<16>(to, arrays[i]->at(row, column), present);
+        cuda::async_copy<16>(to, from_[i], present);
       }
+      from_[i] -= std::uint64_t{strides[i]} * kPeriod;
     }
-    if (pass_.document_start && lane_ % 4 == 0) {
-      cuda::async_copy<4>(&shared_.document_start[slot][lane_ / 4],
-                          pass_.document_start + (present ? row : 0), present);
-    }
-  }
-  /// Brings a period's c, 4 values a lane, in two acts: store_c() waits for the load.
-  __device__ void load_c(int period) {
-    const int t = period * kPeriod + lane_ / kStateLanes;
-    const bool present = t >= 0 && t < pass_.L;
-    const bf16* from = pass_.c.at(first_row_ + static_cast<unsigned>(present ? t : 0),
-                                  static_cast<unsigned>(q_ * kLaneStates));
 #pragma unroll
     for (int j = 0; j < kLaneStates; ++j) {
-      c_[j] = present ? from[j] : cuda::from_float<bf16>(0);  // may begin anywhere
+      c_[j] = present ? reinterpret_cast<const bf16*>(from_c_)[j]  // may begin anywhere
+                      : cuda::from_float<bf16>(0);
+    }
+    from_c_ -= std::uint64_t{pass_.c.stride_bytes} * kPeriod;
+    if (from_document_) {
+      if (lane_ % 4 == 0) {
+        cuda::async_copy<4>(&shared_.document_start[slot][lane_ / 4], from_document_, present);
+      }
+      from_document_ -= kPeriod;
     }
   }
+  /// Moves the c that was loaded last to the place `slot`.
   __device__ void store_c(int slot) {
     shared_.c[slot][lane_ / kStateLanes][q_] = make_float4(
         cuda::to_float(c_[0]), cuda::to_float(c_[1]), cuda::to_float(c_[2]), cuda::to_float(c_[3]));
@@ -210,6 +213,9 @@ class TileAhead {
   const unsigned first_row_;
   const int first_channel_;
   LaneTile rate_, gamma_ = {};
+  /// Of the next period to bring, at step lane / 4: the lane's part.
+  const std::byte *from_[kArrays], *from_c_;
+  const std::int32_t* from_document_;
   bf16 c_[kLaneStates];
   PerChannel delta_sum_ = {}, staged_delta_;  ///< of what was walked through; of what is prepared
 };
