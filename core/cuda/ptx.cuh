@@ -34,6 +34,17 @@ __device__ inline float reciprocal_approx(float x) {
 #endif
 }
 
+/// The larger one; NaN if either is. (fmaxf() drops it.)
+__device__ inline float max_or_nan(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+
 /// Writes kWords words where `present`, past the caches as far as that goes: nobody reads them
 /// soon, this kernel never: the compiler may move other accesses across. `to` is aligned for all of
 /// them.
@@ -99,6 +110,13 @@ template <int kGroups>
 __device__ inline void async_copies_wait() {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+/// Says that the next kernel of the stream may begin if it was launched early (Launch::early).
+__device__ inline void let_next_kernel_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -15,23 +15,41 @@ struct Sums {
   unsigned row_blocks;  ///< that sum grad_b and grad_c
 };
 
+__device__ void add(float& sum, float part) { sum += part; }
+__device__ void add(float4& sum, const float4& part) {
+  sum.x += part.x;
+  sum.y += part.y;
+  sum.z += part.z;
+  sum.w += part.w;
+}
+/// from[0] + from[distance] + ..., of `count` terms, in this order, kAtOnce on their way at a time.
+template <int kAtOnce, class T>
+__device__ T sum_of(const T* from, std::int64_t distance, int count) {
+  T sum{};
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+    T parts[kAtOnce]{};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < count) parts[i] = __ldcs(from + (first + i) * distance);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) add(sum, parts[i]);
+  }
+  return sum;
+}
+
 /// Element `column` of row (batch, t) of grad_b and grad_c side by side, kVector of them.
 __device__ void sum_row(const BackwardTiles& pass, const Sums& to, std::int64_t batch,
                         std::int64_t t, int column) {
   const bool is_b = column < static_cast<int>(kStates);
   const cuda::GradRows<bf16>& rows = is_b ? to.b : to.c;
   if (!rows.data) return;
-  const std::int64_t steps = pass.schedule.periods * kPeriod, block = pass.B * steps * kRowStates;
-  const float* from = pass.partials.b_c + (batch * steps + t) * kRowStates + column;
-  float4 sum = __ldcs(reinterpret_cast<const float4*>(from));
-#pragma unroll 8
-  for (std::int64_t i = 1; i < pass.schedule.blocks; ++i) {
-    const float4 part = __ldcs(reinterpret_cast<const float4*>(from + i * block));
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
-  }
+  const std::int64_t steps = pass.schedule.periods * kPeriod;
+  const float4 sum =
+      sum_of<8>(reinterpret_cast<const float4*>(pass.partials.b_c) +
+                    (batch * steps + t) * kRowVectors + column / kVector,
+                pass.B * steps * kRowVectors, static_cast<int>(pass.schedule.blocks));
   // One by one: slices of x_proj's output may begin anywhere.
   bf16* element = rows[batch * pass.L + t] + column % static_cast<int>(kStates);
   cuda::put(rows.mode, element[0], sum.x);
@@ -45,10 +63,7 @@ __device__ void sum_pieces(const BackwardTiles& pass, const float* from, std::in
                            std::int64_t i, const cuda::GradRows<float>& to) {
   if (!to.data) return;
   const auto count = static_cast<int>(pass.partials.pieces) * pass.B;
-  float sum = 0;
-#pragma unroll 8
-  for (int k = 0; k < count; ++k) sum += from[k * size + i];
-  cuda::put(to.mode, to.data[i], sum);
+  cuda::put(to.mode, to.data[i], sum_of<16>(from + i, size, count));
 }
 
 /// Grid (row_blocks + blocks for the parameters), block kThreads. Memory bound: grad_b and grad_c
@@ -56,6 +71,7 @@ __device__ void sum_pieces(const BackwardTiles& pass, const float* from, std::in
 __global__ void __launch_bounds__(kThreads)
     sum_tiles_kernel(const __grid_constant__ BackwardTiles pass, const __grid_constant__ Sums to) {
   const std::int64_t D = pass.D;
+  cuda::wait_for_last_kernel();
   if (blockIdx.x < to.row_blocks) {
     const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
     const auto row = static_cast<unsigned>(i / kRowVectors), L = static_cast<unsigned>(pass.L);
@@ -81,7 +97,8 @@ void sum_tiles(CudaExec& gpu, const BackwardTiles& pass, const SelectiveScan::In
   const std::int64_t parameters = std::int64_t{pass.D} * (kStates + 2);
   cuda::launch(gpu, SelectiveScan::kName, sum_tiles_kernel,
                {.grid = dim3(row_blocks + static_cast<unsigned>(ceil_div(parameters, kThreads))),
-                .block = dim3(kThreads)},
+                .block = dim3(kThreads),
+                .early = true},
                pass,
                Sums{.b = cuda::GradRows<bf16>(to.b),
                     .c = cuda::GradRows<bf16>(to.c),

@@ -13,7 +13,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   // A worker waits for a worker with a lower number only, and only for what that one does first of
   // all and waits for nobody. Numbers are given in the order in which blocks begin, so whoever is
   // waited for is at work already: however few blocks find a place at a time, all come to an end.
-  if (threadIdx.x == 0) shared.worker = atomicAdd(pass.partials.counters, 1);
+  // After the pass ahead nobody waits.
+  if (threadIdx.x == 0) {
+    shared.worker = pass.schedule.at_once() ? static_cast<int>(blockIdx.x)
+                                            : atomicAdd(pass.partials.counters, 1);
+  }
+  cuda::let_next_kernel_begin();
   const cuda::Turns<kBlockTiles> turns(shared.turns);
   const Schedule& schedule = pass.schedule;
   const std::int64_t worker = shared.worker;
@@ -26,6 +31,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll 1
   for (std::int64_t row = last_row; row >= first_row; --row) {
     const Piece piece(schedule, worker, row);
+    // Looked up here, where the warp's threads are known to be together: a branch would cost
+    // instructions in the loop below.
+    const int* segments = pass.ahead.segments;
+    const int first_segment = segments[worker - piece.index], end_segment = segments[worker];
     const int batch = static_cast<int>(row / schedule.blocks);
     const int block = static_cast<int>(row % schedule.blocks);
     const int first_channel =
@@ -48,20 +57,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     unsigned t = steps - kPeriod;  // the period's first step, from the piece's
     loader.begin(batch, piece);
     loader.load(t);
-    loader.store(count);
-    loader.load(t - kPeriod);
-    loader.store(count + kPeriodChunks);
-    loader.load(t - 2 * kPeriod);
     scan.begin(batch, min(first_channel, pass.D - static_cast<int>(kChannels)), piece, active);
     __syncwarp();
     scan.template load<false>(t, count);
+    loader.store(count);
+    loader.load(t - kPeriod);
+    cuda::wait_for_last_kernel();
     if (piece.index > 0 && active) {
       if (schedule.at_once()) {
-        scan.gather(row, piece.index);
+        scan.gather(first_segment, end_segment);
       } else {
         scan.take_over(row);
       }
     }
+    loader.store(count + kPeriodChunks);
+    loader.load(t - 2 * kPeriod);
     cuda::async_copies_commit();
     cuda::async_copies_wait<0>();
     __syncthreads();
@@ -168,20 +178,25 @@ void backward_tiles(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args) {
       .D = static_cast<int>(D),
       .chunks = static_cast<int>(ceil_div(L, kChunk)),
       .schedule = schedule,
+      .ahead = AheadSchedule(schedule),
       .partials = Partials(ScratchReader(args.scratch), B, D, schedule)};
-  cuda::check(
-      cudaMemsetAsync(pass.partials.counters, 0,
-                      static_cast<std::size_t>(Partials::counter_count(schedule)) * sizeof(int),
-                      gpu.stream()),
-      SelectiveScan::kName);
-  if (schedule.at_once()) scan_ahead(gpu, pass);
+  if (schedule.at_once()) {
+    scan_ahead(gpu, pass);
+  } else {
+    cuda::check(
+        cudaMemsetAsync(pass.partials.counters, 0,
+                        static_cast<std::size_t>(Partials::counter_count(schedule)) * sizeof(int),
+                        gpu.stream()),
+        SelectiveScan::kName);
+  }
   const auto kernel = !pass.writes_all      ? scan_backward_tiles<true, false>
                       : pass.document_start ? scan_backward_tiles<true, true>
                                             : scan_backward_tiles<false, true>;
   cuda::launch(gpu, SelectiveScan::kName, kernel,
                {.grid = dim3(static_cast<unsigned>(schedule.workers)),
                 .block = dim3(kBlockThreads),
-                .shared_bytes = sizeof(BlockShared)},
+                .shared_bytes = sizeof(BlockShared),
+                .early = schedule.at_once()},
                pass);
   sum_tiles(gpu, pass, to);
 }

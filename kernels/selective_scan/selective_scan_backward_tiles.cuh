@@ -25,18 +25,18 @@ inline constexpr int kBlockThreads = 32 * kBlockTiles;
 inline constexpr int kBlockChannels = kBlockTiles * static_cast<int>(kChannels);
 /// What a warp writes for a step, of each grad_b and grad_c.
 inline constexpr int kRowStates = 2 * static_cast<int>(kStates);
-/// Parts that the pass ahead cuts a piece into: these fill the GPU better.
-inline constexpr int kAheadParts = 3;
 
 /// Who does which part of the pass. The periods of all rows stand in one line, row after row, each
-/// row's last period first; every worker has an equal stretch of that line. The part of a stretch
-/// that lies in one row is a piece.
+/// row's last period first, and in front of it places for the work of entering the row; every
+/// worker has an equal stretch of that line. The part of a stretch that lies in one row is a piece.
 struct Schedule {
   /// Workers of a large pass: the multiprocessors of an H100 or H200. Other GPUs give the same
   /// bits, and the blocks wait for a place.
   static constexpr std::int64_t kWorkers = 132;
   /// Periods that are worth a worker of their own.
   static constexpr std::int64_t kFewestPeriods = 8;
+  /// Periods that take as long as it takes to enter a row.
+  static constexpr std::int64_t kEntry = 2;
 
   Schedule(std::int64_t B, std::int64_t L, std::int64_t D)
       : periods(ceil_div(L, kPeriod)),
@@ -50,23 +50,22 @@ struct Schedule {
   /// The most pieces that a row has.
   std::int64_t most_pieces() const {
     if (rows % workers == 0) return 1;
-    return at_once() ? ceil_div(periods, rows * periods / workers) + 1 : 2;
+    return at_once() ? ceil_div(kEntry + periods, rows * (kEntry + periods) / workers) + 1 : 2;
   }
 
-  /// Where a worker's stretch begins; that of `workers` at the line's end.
+  /// Where a worker's stretch begins, in periods of all rows; that of `workers` at the line's end.
   __host__ __device__ std::int64_t begin(std::int64_t worker) const {
-    return worker * (rows * periods) / workers;
+    const std::int64_t work = worker * (rows * (kEntry + periods)) / workers;
+    const std::int64_t row = work / (kEntry + periods);
+    return max(work - row * kEntry - kEntry, row * periods);
   }
-  /// Whose stretch a place of the line lies in.
-  __host__ __device__ std::int64_t worker_of(std::int64_t place) const {
-    return ((place + 1) * workers - 1) / (rows * periods);
+  /// The row that a worker ends with.
+  __host__ __device__ std::int64_t last_row(std::int64_t worker) const {
+    return (begin(worker + 1) - 1) / periods;
   }
   /// The worker that has a row's last period.
   __host__ __device__ std::int64_t first_worker(std::int64_t row) const {
-    return worker_of(row * periods);
-  }
-  __host__ __device__ int piece_count(std::int64_t row) const {
-    return static_cast<int>(worker_of((row + 1) * periods - 1) - first_worker(row)) + 1;
+    return ((row * (kEntry + periods) + kEntry + 1) * workers - 1) / (rows * (kEntry + periods));
   }
 
   std::int64_t periods;  ///< of a row
@@ -87,6 +86,59 @@ struct Piece {
   std::int64_t row;
   int index;  ///< of the row's pieces, 0 is the one with the last steps
   int begin, end;
+};
+
+/// Who does which part of the pass ahead. The pieces that have others in front of them in their
+/// rows, at most one a worker, stand in one line, worker after worker; every block has an equal
+/// stretch of it. The part of a stretch that lies in one piece is a segment.
+struct AheadSchedule {
+  /// Two for each multiprocessor.
+  static constexpr std::int64_t kBlocks = 2 * Schedule::kWorkers;
+  /// Periods that are worth a block of their own.
+  static constexpr std::int64_t kFewestPeriods = 4;
+
+  explicit AheadSchedule(const Schedule& schedule) {
+    if (!schedule.at_once()) return;
+    // In few divisions, since the GPU may wait for it.
+    const std::int64_t periods = schedule.periods, workers = schedule.workers;
+    std::int64_t row_begin = 0, begin = 0;
+    for (std::int64_t worker = 0; worker < workers; ++worker) {
+      const std::int64_t end = schedule.begin(worker + 1);
+      while (row_begin + periods < end) row_begin += periods;
+      const bool goes_on = end < row_begin + periods;
+      pieces[worker + 1] = pieces[worker] + (goes_on ? end - std::max(begin, row_begin) : 0);
+      begin = end;
+    }
+    const std::int64_t size = pieces[workers];
+    blocks = std::min(kBlocks, ceil_div(size, kFewestPeriods));
+    stretch = size / blocks;
+    longer = size % blocks;
+    std::int64_t block = 0;  // that the worker's piece begins in
+    for (std::int64_t worker = 0; worker < workers; ++worker) {
+      segments[worker + 1] = segments[worker];
+      if (pieces[worker] == pieces[worker + 1]) continue;
+      for (++segments[worker + 1]; this->begin(block + 1) < pieces[worker + 1]; ++block) {
+        ++segments[worker + 1];
+      }
+      if (this->begin(block + 1) == pieces[worker + 1]) ++block;
+    }
+  }
+  /// Where a block's stretch begins; that of `blocks` at the line's end.
+  __host__ __device__ std::int64_t begin(std::int64_t block) const {
+    return block * stretch + (block < longer ? block : longer);
+  }
+  /// Whose stretch a place of the line lies in.
+  __host__ __device__ std::int64_t block_of(std::int64_t place) const {
+    const std::int64_t block = place / (stretch + 1);
+    return block < longer ? block : (place - longer) / stretch;
+  }
+
+  std::int64_t pieces[Schedule::kWorkers + 1] = {};  ///< where each worker's begins; the line's end
+  /// The number of each worker's first segment. Those of a row's pieces follow each other.
+  int segments[Schedule::kWorkers + 1] = {};
+  std::int64_t blocks = 0;
+  std::int64_t stretch = 1;  ///< periods of a block
+  std::int64_t longer = 0;   ///< of the first blocks, that have one more
 };
 
 /// Working memory of the pass.
@@ -118,7 +170,7 @@ struct Partials {
   static std::int64_t handed_over(const Schedule& schedule) {
     const std::int64_t pieces = schedule.most_pieces();
     if (pieces == 1) return 0;
-    return schedule.rows * (schedule.at_once() ? pieces * kAheadParts : 1);
+    return schedule.at_once() ? schedule.workers + AheadSchedule::kBlocks : schedule.rows;
   }
   /// The next worker's number, and whether a tile's gradient was handed over.
   static std::int64_t counter_count(const Schedule& schedule) {
@@ -129,11 +181,11 @@ struct Partials {
   float* b_c;               ///< (blocks, B, periods, kPeriod, kRowStates): grad_b, then grad_c
   float* a_log;             ///< (pieces, B, D, kStates), 0 for those that a row does not have
   float *d_skip, *dt_bias;  ///< (pieces, B, D), the same
-  /// Gradients of states. When a row's pieces run at once: (rows, pieces, kAheadParts, kBlockTiles,
-  /// kTileVectors), by the pass ahead, what a part adds to the gradient in front of it; otherwise
-  /// (rows, kBlockTiles, kTileVectors), the gradient behind a row's second piece.
+  /// Gradients of states. When a row's pieces run at once: (segments, kBlockTiles, kTileVectors),
+  /// by the pass ahead, what a segment adds to the gradient in front of it; otherwise (rows,
+  /// kBlockTiles, kTileVectors), the gradient behind a row's second piece.
   float4* gamma;
-  float4* delta;  ///< (rows, pieces, kAheadParts, kBlockTiles, kDeltaVectors): sums over the part
+  float4* delta;  ///< (segments, kBlockTiles, kDeltaVectors): sums over the segment
   int* counters;
 };
 
@@ -164,6 +216,7 @@ struct BackwardTiles {
   const Line* states;
   int B, L, D, chunks;
   Schedule schedule;
+  AheadSchedule ahead;
   Partials partials;
 };
 

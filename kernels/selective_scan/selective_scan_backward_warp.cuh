@@ -233,22 +233,35 @@ class TileScan {
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) unpack(__ldcg(from + i * 32), gamma_[i]);
   }
-  /// Puts gamma together from what the pass ahead found for the row's pieces in front of `index`.
-  __device__ void gather(std::int64_t row, int index) {
-    const std::int64_t first = row * pass_.partials.pieces * kAheadParts;
+  /// Puts gamma together from what the pass ahead found in the segments [first, end).
+  __device__ void gather(int first, int end) {
+    constexpr int kAtOnce = 4;  // on their way
 #pragma unroll 1
-    for (int part = 0; part < index * kAheadParts; ++part) {
-      const std::int64_t tile = (first + part) * kBlockTiles + threadIdx.x / 32;
-      const float4* from = pass_.partials.gamma + tile * Partials::kTileVectors + lane_;
-      PerChannel delta;
-      unpack(pass_.partials.delta[tile * Partials::kDeltaVectors + g()], delta);
+    for (int segment = first; segment < end; segment += kAtOnce) {
+      float4 added[kAtOnce][kLaneChannels], delta[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kLaneChannels; ++i) {
-        PerState added;
-        unpack(from[i * 32], added);
+      for (int k = 0; k < kAtOnce; ++k) {
+        const std::int64_t tile =
+            std::int64_t{min(segment + k, end - 1)} * kBlockTiles + threadIdx.x / 32;
+        const float4* from = pass_.partials.gamma + tile * Partials::kTileVectors + lane_;
+        delta[k] = __ldcg(pass_.partials.delta + tile * Partials::kDeltaVectors + g());
 #pragma unroll
-        for (int j = 0; j < kLaneStates; ++j) {
-          gamma_[i][j] = fmaf(cuda::exp2_approx(delta[i] * rate_[i][j]), gamma_[i][j], added[j]);
+        for (int i = 0; i < kLaneChannels; ++i) added[k][i] = __ldcg(from + i * 32);
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        PerChannel its_delta;
+        unpack(delta[k], its_delta);
+#pragma unroll
+        for (int i = 0; i < kLaneChannels; ++i) {
+          PerState its_added;
+          unpack(added[k][i], its_added);
+#pragma unroll
+          for (int j = 0; j < kLaneStates; ++j) {
+            const float gamma =
+                fmaf(cuda::exp2_approx(its_delta[i] * rate_[i][j]), gamma_[i][j], its_added[j]);
+            gamma_[i][j] = segment + k < end ? gamma : gamma_[i][j];
+          }
         }
       }
     }

@@ -1,3 +1,6 @@
+#include <cmath>
+#include <limits>
+
 #include "kernels/selective_scan/selective_scan_tiles.h"
 #include "tests/kernels/selective_scan_cases.h"
 
@@ -233,14 +236,17 @@ TEST(SelectiveScanTilesCuda, ForgetAtDocumentStarts) {
   }
 }
 
-// A row this long is cut into pieces that run at once, of 9 periods the one and 10 the other, each
-// again into three parts for the pass ahead. The documents begin around all these places.
+// A row this long is cut into pieces that run at once, the last 8 periods and the 11 in front of
+// them; the pass ahead goes through the former in two segments.
+constexpr std::int64_t kTwoPieces = 18 * kPeriod + 6;
+
+// The documents begin around all the places where something is cut.
 TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
   JIBOIA_SKIP_WITHOUT_GPU();
-  constexpr std::int64_t kLength = 18 * kPeriod + 6;
   for (const Starts& starts :
-       cases<Starts>({{}, {87, 88, 103, 104}}, {{79}, {80}, {81}, {23, 24, 25, 127, 128, 129}})) {
-    auto check = tiles_check(1, kLength, 32);
+       cases<Starts>({{}, {87, 88, 119, 120}},
+                     {{87}, {88}, {89}, {95, 96, 119, 120}, {23, 24, 25, 127, 128, 129}})) {
+    auto check = tiles_check(1, kTwoPieces, 32);
     check.inputs.a_log = {.shape = {32, 16}, .low = -7, .high = -3};
     if (!starts.empty()) pack_documents(check, starts);
     check_tiles(check);
@@ -249,6 +255,18 @@ TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
   // Channels of more than one block, and the last one is not full.
   expect_gradients(tiles_check(2, 130, 288));
   if (!only_small_shapes()) expect_gradients(tiles_check(1, 2049, 32));
+}
+
+TEST(SelectiveScanTilesCuda, CarryNanOfEachStateToEarlierPieces) {
+  JIBOIA_SKIP_WITHOUT_GPU();
+  OpRun<Scan> run(scan_check(1, kTwoPieces, 32, 16), Dtype::kBf16);
+  run.in.dt.set((kTwoPieces - 1) * 32, std::numeric_limits<double>::quiet_NaN());
+  run.forward_cuda(2);
+  run.grad_out.y = random_like(run.out.y, 1);
+  run.backward_cuda(2);
+  for (std::int64_t n = 0; n < scan_tiles::kStates; ++n) {
+    EXPECT_TRUE(std::isnan(run.grad_in.b.get(n))) << n;
+  }
 }
 
 // More rows of work than workers, and not a multiple: some rows go from one worker to the next.
