@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       if (t == 0) break;
     }
-    scan.flush(count - 1, 0);
     __syncthreads();
     if (steps > kPeriod) {
       sums -= kPeriodSums;
