@@ -136,10 +136,9 @@ class TileScan {
   __device__ void chunk(unsigned count, unsigned t) {
     LaneTile state[kChunk];
     // In the order that was the fastest: ptxas moves little across the lines.
-    get_decays(count, 0);
-    get_decays(count, 1);
+#pragma unroll
+    for (int step = 0; step < kEarlySteps; ++step) get_decays(count, step);
     stage(count + 1, t - kChunk);
-    get_decays(count, 2);
     walk_forward(count, state);
     __syncwarp();
     walk_backward(count, state);
@@ -224,7 +223,7 @@ class TileScan {
   static constexpr unsigned kVector = sizeof(float4), kStagedBytes = kChunk * kColumns * kVector;
   /// The decays of the steps from this one on are found while gamma goes through the chunk before.
   /// Exponentials take longer to issue than others where they are many, so they are spread.
-  static constexpr int kEarlySteps = 3;
+  static constexpr int kEarlySteps = 2;
 
   __device__ unsigned g() const { return lane_ / kStateLanes; }
   __device__ unsigned q() const { return lane_ % kStateLanes; }
