@@ -283,6 +283,10 @@ class TileScan {
     get(kZ, z);
     get(kY, y);
     unpack(shared_.dt_bias[g()], bias);
+    // With & as && would be a branch, and read before anything is written, as it waits for that.
+    const bool begins = kDocuments && (pass_.document_start != nullptr) &
+                                          (shared_.document_start[count % kRing][q()] ==
+                                           static_cast<int>(first_step_ + t + q()));
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
       const float x = dt[i] + bias[i];
@@ -298,8 +302,6 @@ class TileScan {
     }
     if (kDocuments) {
       column(to, kStep) = pack(delta);
-      const bool begins = pass_.document_start && shared_.document_start[count % kRing][q()] ==
-                                                      static_cast<int>(first_step_ + t + q());
 #pragma unroll
       for (float& value : delta) value = begins ? scan_cuda::kResetDelta : value;
     }
