@@ -76,6 +76,20 @@ __device__ unsigned offset_of(const T& member) {
                                cuda::dynamic_shared());
 }
 
+/// Writes to an offset in the block's shared memory where `present`.
+__device__ inline void store_shared(unsigned offset, const float4& value, bool present) {
+#ifdef __CUDA_ARCH__
+  // By predicate, since a branch would part what is computed before it from what comes behind.
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(cuda::dynamic_shared() + offset));
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.shared.v4.f32 [%0], {%1, %2, %3, %4};}" ::"r"(to),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(static_cast<int>(present))
+      : "memory");
+#else
+  if (present) shared_at<float4>(offset) = value;
+#endif
+}
+
 /// Brings b and c of a period, a thread one of the values, in two acts: the second waits for the
 /// first one's load.
 class TableLoader {

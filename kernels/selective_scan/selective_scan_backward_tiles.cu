@@ -4,7 +4,7 @@ namespace jiboia::scan_tiles {
 namespace {
 
 /// Grid `workers`, block kBlockThreads, 223 KiB of shared memory, so one block a multiprocessor.
-/// Limited by instruction issue: about 18 instructions a state and step, of which 12 are the two
+/// Limited by instruction issue: about 18 instructions a state and step, of which 11 are the two
 /// recurrences and their sums.
 template <bool kDocuments, bool kPlain>
 __global__ void __launch_bounds__(kBlockThreads, 1)
@@ -100,7 +100,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       if (t == 0) break;
     }
-    scan.flush(count - 1, 0);
     __syncthreads();
     if (steps > kPeriod) {
       sums -= kPeriodSums;

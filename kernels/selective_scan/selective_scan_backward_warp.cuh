@@ -4,36 +4,9 @@
 /// One warp's part in the fast backward pass.
 namespace jiboia::scan_tiles {
 
-/// Sums over the 4 state lanes, of 4 values of each step: state lane `step` gets those of `step`.
-/// Method: a product with a matrix of 0 and 1, in which each value is cut to 11 bits, so up to
-/// 2^-10 of itself too small. (Shuffles take twice as long.)
-class StateSums {
- public:
-  /// `is_lane`: whether this is channel lane 2 * step, and the one behind it.
-  __device__ void add(const float (&values)[4], [[maybe_unused]] int step,
-                      [[maybe_unused]] const float2& is_lane) {
-#ifdef __CUDA_ARCH__
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[2])),
-          "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[3])),
-          "r"(__float_as_uint(is_lane.x)), "r"(__float_as_uint(is_lane.y)));
-#else
-    for (int i = 0; i < 4; ++i) {
-      float sum = __uint_as_float(__float_as_uint(values[i]) & 0xFFFFE000U);
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      if (static_cast<int>(threadIdx.x) % kStateLanes == step) sums[i] += sum;
-    }
-#endif
-  }
-  float sums[4] = {};
-};
-
-/// A warp with its tile. Work on three chunks overlaps, so that there is always something to do
-/// while other things wait: while a chunk goes through its steps, what depends on no state is
-/// prepared for the next one (stage()), and the results of the last one are written (finish()).
+/// A warp with its tile. Work on two chunks overlaps, so that there is always something to do while
+/// other things wait: while a chunk goes through its steps, what depends on no state is prepared
+/// for the next one (stage(), most decays).
 template <bool kDocuments, bool kPlain>
 class TileScan {
  public:
@@ -154,30 +127,22 @@ class TileScan {
   /// there.
   __device__ void prepare(unsigned count, unsigned t) {
     stage(count, t);
-    // The chunk before it, which is none, has no results.
-    const unsigned last = staged_own(count - 1);
-    for (Column which : {kDelta, kStagedGradY, kSlope, kStagedU, kStep}) {
-      column(last, which) = make_float4(0, 0, 0, 0);
-    }
-    gamma_b_ = StateSums();
-    gamma_rate_ = StateSums();
     __syncwarp();
+#pragma unroll
+    for (int step = kEarlySteps; step < kChunk; ++step) get_decays(count, step);
   }
-  /// Takes gamma through the chunk `count`, with the piece's steps from t on, prepares the next one
-  /// and writes the results of the last one.
+  /// Takes gamma through the chunk `count`, with the piece's steps from t on, writes its results
+  /// and prepares the next one.
   __device__ void chunk(unsigned count, unsigned t) {
-    LaneTile decay[kChunk], state[kChunk];
+    LaneTile state[kChunk];
     // In the order that was the fastest: ptxas moves little across the lines.
-    sum_channels(count - 1);
-    finish(count - 1, t + kChunk);
+#pragma unroll
+    for (int step = 0; step < kEarlySteps; ++step) get_decays(count, step);
     stage(count + 1, t - kChunk);
-    walk_forward(count, decay, state);
+    walk_forward(count, state);
     __syncwarp();
-    walk_backward(count, decay, state);
+    walk_backward(count, state);
     __syncwarp();
-  }
-  /// Writes the results of a piece's last chunk.
-  __device__ void flush(unsigned count, unsigned t) {
     sum_channels(count);
     finish(count, t);
   }
@@ -269,6 +234,9 @@ class TileScan {
 
  private:
   static constexpr unsigned kVector = sizeof(float4), kStagedBytes = kChunk * kColumns * kVector;
+  /// The decays of the steps from this one on are found while gamma goes through the chunk before.
+  /// Exponentials take longer to issue than others where they are many, so they are spread.
+  static constexpr int kEarlySteps = 2;
 
   __device__ unsigned g() const { return lane_ / kStateLanes; }
   __device__ unsigned q() const { return lane_ % kStateLanes; }
@@ -277,8 +245,10 @@ class TileScan {
   __device__ static unsigned kept(unsigned value) {
     return __shfl_sync(kAllLanes, value, static_cast<int>(threadIdx.x) % 32);
   }
-  /// The offset of step 0 of a staged chunk, for the lane's channels, and of step q.
-  __device__ unsigned staged(unsigned count) const { return at_g_ + count % 2 * kStagedBytes; }
+  /// The offset of a step of a staged chunk, for the lane's channels, and of step q.
+  __device__ unsigned staged(unsigned count, int step) const {
+    return at_g_ + count % 2 * kStagedBytes + static_cast<unsigned>(step) * (kColumns * kVector);
+  }
   __device__ unsigned staged_own(unsigned count) const {
     return at_step_ + count % 2 * kStagedBytes;
   }
@@ -297,13 +267,15 @@ class TileScan {
       for (int i = 0; i < static_cast<int>(kLineSize); ++i) to[2 * k + i / 4][i % 4] = values[i];
     }
   }
-  /// The lane's states of a step in a table of b or c.
+  /// The offset of a step's values in a table of b or c.
+  __device__ static unsigned row_of(unsigned count, int which, unsigned step) {
+    constexpr unsigned kRowBytes = kStates * sizeof(float), kTableBytes = kChunk * kRowBytes;
+    return offsetof(BlockShared, tables) + count % kWideRing * (2 * kTableBytes) +
+           static_cast<unsigned>(which) * kTableBytes + step * kRowBytes;
+  }
+  /// The lane's states of a step.
   __device__ void get_row(unsigned count, int which, int t, PerState& to) const {
-    constexpr unsigned kChunkBytes = 2 * kChunk * kStates * sizeof(float);
-    unpack(shared_at<float4>(offsetof(BlockShared, tables) + count % kWideRing * kChunkBytes +
-                             static_cast<unsigned>(which * kChunk + t) * (kStates * sizeof(float)) +
-                             q() * kVector),
-           to);
+    unpack(shared_at<float4>(row_of(count, which, static_cast<unsigned>(t)) + q() * kVector), to);
   }
 
   /// Whatever is the same for all states, at step q of a chunk: leaves it in shared memory, and
@@ -314,16 +286,20 @@ class TileScan {
     const auto get = [&](Array array, PerChannel& values) {
       const auto* of_step = reinterpret_cast<const uint2*>(shared_.rows[array][count % kRing]);
       const uint2 packed = of_step[q() * kChannelLanes + g()];
-      if (array == kU) reinterpret_cast<uint2&>(column(to, kStagedU)) = packed;
       unpack(packed, values);
+      return packed;
     };
     PerChannel u, dt, grad_y, z, y, bias, delta, delta_u, slope, grad_z;
-    get(kU, u);
+    const uint2 packed_u = get(kU, u);
     get(kDt, dt);
     get(kGradY, grad_y);
     get(kZ, z);
     get(kY, y);
     unpack(shared_.dt_bias[g()], bias);
+    // With & as && would be a branch, and read before anything is written, as it waits for that.
+    const bool begins = kDocuments && (pass_.document_start != nullptr) &
+                                          (shared_.document_start[count % kRing][q()] ==
+                                           static_cast<int>(first_step_ + t + q()));
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
       const float x = dt[i] + bias[i];
@@ -339,11 +315,10 @@ class TileScan {
     }
     if (kDocuments) {
       column(to, kStep) = pack(delta);
-      const bool begins = pass_.document_start && shared_.document_start[count % kRing][q()] ==
-                                                      static_cast<int>(first_step_ + t + q());
 #pragma unroll
       for (float& value : delta) value = begins ? scan_cuda::kResetDelta : value;
     }
+    reinterpret_cast<uint2&>(column(to, kStagedU)) = packed_u;
     column(to, kDelta) = pack(delta);
     column(to, kDeltaU) = pack(delta_u);
     column(to, kStagedGradY) = pack(grad_y);
@@ -351,46 +326,56 @@ class TileScan {
     store(kGradZ, pass_.grad_z, pass_.z_mode, t, grad_z);
   }
 
-  /// Takes the state through a chunk; keeps decays and states.
-  __device__ void walk_forward(unsigned count, LaneTile (&decay)[kChunk],
-                               LaneTile (&state)[kChunk]) const {
+  __device__ void get_decay(int step, int i, int j, const PerChannel& delta) {
+    decay_[step][i][j] = cuda::exp2_approx(delta[i] * rate_[i][j]);
+  }
+  /// The decays of a chunk's step.
+  __device__ void get_decays(unsigned count, int step) {
+    PerChannel delta;
+    unpack(column(staged(count, step), kDelta), delta);
+#pragma unroll
+    for (int i = 0; i < kLaneChannels; ++i) {
+#pragma unroll
+      for (int j = 0; j < kLaneStates; ++j) get_decay(step, i, j, delta);
+    }
+  }
+
+  /// Takes the state through a chunk; keeps the states.
+  __device__ void walk_forward(unsigned count, LaneTile (&state)[kChunk]) const {
     LaneTile before;
     get_state(count, before);
+    const OuterProducts inputs(column(staged_own(count), kDeltaU),
+                               shared_at<float2>(row_of(count, 0, q()) + g() * sizeof(float2)));
 #pragma unroll
     for (int t = 0; t < kChunk; ++t) {
-      const unsigned at = staged(count) + static_cast<unsigned>(t) * (kColumns * kVector);
-      PerChannel delta, delta_u;
-      PerState b;
-      unpack(column(at, kDelta), delta);
-      unpack(column(at, kDeltaU), delta_u);
-      get_row(count, 0, t, b);
+      inputs.get(t, state[t]);
 #pragma unroll
       for (int i = 0; i < kLaneChannels; ++i) {
 #pragma unroll
         for (int j = 0; j < kLaneStates; ++j) {
           const float last = t == 0 ? before[i][j] : state[t - 1][i][j];
-          decay[t][i][j] = cuda::exp2_approx(delta[i] * rate_[i][j]);
-          state[t][i][j] = fmaf(decay[t][i][j], last, delta_u[i] * b[j]);
+          state[t][i][j] = fmaf(decay_[t][i][j], last, state[t][i][j]);
         }
       }
     }
   }
 
   /// Takes gamma back through the chunk, and leaves parts of grad_b and grad_c for sum_channels().
-  __device__ void walk_backward(unsigned count, const LaneTile (&decay)[kChunk],
-                                const LaneTile (&state)[kChunk]) {
+  /// Puts decays of the next chunk in the place of those it has done with.
+  __device__ void walk_backward(unsigned count, const LaneTile (&state)[kChunk]) {
     gamma_b_ = StateSums();
     gamma_rate_ = StateSums();
 #pragma unroll
     for (int t = kChunk - 1; t >= 0; --t) {
       LaneTile before;
       if (t == 0) get_state(count, before);
-      const unsigned at = staged(count) + static_cast<unsigned>(t) * (kColumns * kVector);
-      PerChannel delta, delta_u, grad_y, with_b, with_rate;
+      const unsigned at = staged(count, t);
+      PerChannel delta, delta_u, grad_y, with_b, with_rate, next_delta;
       PerState b, c, grad_b, grad_c;
       unpack(column(at, kDelta), delta);
       unpack(column(at, kDeltaU), delta_u);
       unpack(column(at, kStagedGradY), grad_y);
+      if (t >= kEarlySteps) unpack(column(staged(count + 1, t), kDelta), next_delta);
       get_row(count, 0, t, b);
       get_row(count, 1, t, c);
 #pragma unroll
@@ -402,7 +387,8 @@ class TileScan {
           add(i, grad_y[i], state[t][i][j], grad_c[j]);
           add(i, delta_u[i], g, grad_b[j]);
           add(j, g, b[j], with_b[i]);
-          gamma_[i][j] = g * decay[t][i][j];
+          gamma_[i][j] = g * decay_[t][i][j];
+          if (t >= kEarlySteps) get_decay(t, i, j, next_delta);
           const float g_decayed = gamma_[i][j] * last;
           add(j, rate_[i][j], g_decayed, with_rate[i]);
           rate_sum_[i][j] = fmaf(delta[i], g_decayed, rate_sum_[i][j]);
@@ -431,10 +417,9 @@ class TileScan {
       sum.w += part.w;
     }
     constexpr unsigned kTileBytes = kChunkSums * sizeof(float);
-    if (written_steps_ != 0)
-      shared_at<float4>(offsetof(BlockShared, sums) +
-                        count % kWideRing * (kBlockTiles * kTileBytes) +
-                        threadIdx.x / 32 * kTileBytes + lane_ * kVector) = sum;
+    store_shared(offsetof(BlockShared, sums) + count % kWideRing * (kBlockTiles * kTileBytes) +
+                     threadIdx.x / 32 * kTileBytes + lane_ * kVector,
+                 sum, written_steps_ != 0);
   }
 
   /// Writes grad_u and grad_dt at step q of a chunk, from the sums over states.
@@ -488,6 +473,7 @@ class TileScan {
   unsigned steps_ = 0;          ///< from the first one to the row's end
   unsigned written_steps_ = 0;  ///< of the piece
   LaneTile rate_, gamma_, rate_sum_;
+  LaneTile decay_[kChunk];  ///< of the chunk that is gone through, and the next one
   PerChannel d_skip_sum_, dt_bias_sum_;
   StateSums gamma_b_, gamma_rate_;  ///< of the last chunk
 };
