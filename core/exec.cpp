@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.h"
+
 namespace jiboia {
 namespace {
 
@@ -45,10 +47,20 @@ bool spin_until(Condition condition) {
 struct CpuExec::Pool {
   explicit Pool(int thread_count) {
     workers.reserve(static_cast<std::size_t>(thread_count - 1));
-    for (int i = 1; i < thread_count; ++i) workers.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < thread_count; ++i) workers.emplace_back([this] { work(); });
+    } catch (const std::exception& cause) {
+      const std::size_t started = workers.size() + 1;
+      stop();
+      fail(ErrorKind::kOutOfMemory,
+           "the system starts only {} of {} CPU threads: {}; set threads to fewer", started,
+           thread_count, cause.what());
+    }
   }
 
-  ~Pool() {
+  ~Pool() { stop(); }
+
+  void stop() {
     stopping = true;
     publish();
     for (std::thread& worker : workers) worker.join();

@@ -14,7 +14,8 @@ namespace jiboia {
 /// so results do not depend on the number of threads.
 class CpuExec {
  public:
-  /// `threads` = 0 takes every core that this process may run on.
+  /// `threads` = 0 takes every core that this process may run on. Errors: OutOfMemory when the
+  /// system starts fewer.
   explicit CpuExec(int threads = 0);
   ~CpuExec();
   CpuExec(CpuExec&&) noexcept;

@@ -141,15 +141,15 @@ export JIBOIA_SMALL_SHAPES=1 JIBOIA_GPU_LAUNCHES=1
 examine() {
   local tool=$1 code=0 log
   shift
-  local check=("$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 1000)
+  local check=("$sanitizer" --tool "$tool" --error-exitcode 99)
   if [ "$tool" = memcheck ]; then
     # Some tests want the errors that calls return.
-    "${check[@]}" --report-api-errors no "$@"
+    "${check[@]}" --print-limit 1000 --report-api-errors no "$@"
     return
   fi
   # Our kernels alone: the libraries' take long, and synchronise by means that racecheck misreads.
   log=$(mktemp)
-  "${check[@]}" --kernel-name kns=jiboia "$@" >"$log" 2>&1 || code=$?
+  "${check[@]}" --print-limit 1000 --kernel-name kns=jiboia "$@" >"$log" 2>&1 || code=$?
   if grep -q 'Internal Sanitizer Error' "$log"; then
     # The tool cannot leave out some of cuBLASLt's kernels: look at all, and judge ours.
     code=0

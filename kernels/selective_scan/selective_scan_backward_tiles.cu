@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     scan.prepare(count, t + kChunk);
 #pragma unroll 1
     for (;; t -= kPeriod) {
+      if (t + kPeriod < steps) turns.wait(count / kPeriodChunks - 1);
       if (t + 2 * kPeriod < steps) {
-        turns.wait(count / kPeriodChunks - 1);
         sums -= kPeriodSums;
         *sums = sum_warps(shared, count - 2 * kPeriodChunks);
       }
@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       if (t == 0) break;
     }
+    turns.wait(count / kPeriodChunks - 1);
     __syncthreads();
     if (steps > kPeriod) {
       sums -= kPeriodSums;

@@ -1,10 +1,18 @@
 #include "core/exec.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
 #include <stdexcept>
 #include <vector>
+
+#include "core/error.h"
 
 namespace jiboia {
 namespace {
@@ -40,6 +48,27 @@ TEST(CpuExec, RethrowsAndGoesOn) {
   std::atomic<int> calls{0};
   cpu.parallel_for(10, [&](std::int64_t) { ++calls; });
   EXPECT_EQ(calls, 10);
+}
+
+/// In a process of its own: lets it have 100 MiB more, too few for the stacks of 64 threads.
+[[noreturn]] void start_threads_without_memory() {
+  rlim_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{100} << 20);
+  const rlimit limit{.rlim_cur = bytes, .rlim_max = bytes};
+  if (setrlimit(RLIMIT_AS, &limit) != 0) std::exit(1);
+  try {
+    const CpuExec cpu(64);
+    std::cerr << "all threads have started" << std::endl;
+  } catch (const Error& error) {
+    std::cerr << to_string(error.kind()) << ": " << error.what() << std::endl;
+  }
+  std::exit(0);
+}
+
+TEST(CpuExec, StopsTheThreadsThatStartedWhenOneDoesNot) {
+  EXPECT_EXIT(start_threads_without_memory(), testing::ExitedWithCode(0),
+              testing::HasSubstr("out of memory: the system starts only "));
 }
 
 }  // namespace

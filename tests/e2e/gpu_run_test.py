@@ -173,7 +173,7 @@ def test_cuda_memory_is_what_was_planned(data, tmp_path):
 def test_cuda_run_that_does_not_fit_is_refused(data, tmp_path):
     refused = start(tmp_path, gpu_config(data, tmp_path / "run", model__hidden_size=65536, model__num_hidden_layers=64),
                     code=1)
-    for words in ("out of memory", "the run needs", "train.micro_batch_size", "weights (fp32)"):
+    for words in ("out of memory", "the run needs", "a smaller model", "weights (fp32)"):
         assert words in refused.stderr
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
