@@ -189,6 +189,8 @@ TEST_F(HfConfigTest, RefusesImpossibleValues) {
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "state_size": 0})"), HasSubstr("state_size"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "hidden_size": -5})"), HasSubstr("hidden_size"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "hidden_size": 8.0})"), HasSubstr("hidden_size"));
+  EXPECT_THAT(refusal(R"({"model_type": "mamba", "layer_norm_epsilon": 1e39})"),
+              HasSubstr("layer_norm_epsilon is 1e+39, expected a number from 1e-37 to 1"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "use_bias": 1})"), HasSubstr("use_bias"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "time_step_rank": "big"})"),
               HasSubstr("time_step_rank"));
