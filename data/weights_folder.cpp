@@ -63,9 +63,8 @@ void remove_stale_files(const fs::path& folder, const std::vector<WrittenFile>& 
   std::vector<fs::path> stale;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename();
-    const bool holds_weights =
-        name == kSingleFile || name == kIndexFile || ::fnmatch(kShardFiles, name.c_str(), 0) == 0;
-    if (holds_weights && std::ranges::find(current, name, &WrittenFile::name) == current.end())
+    if (is_weights_file_name(name) &&
+        std::ranges::find(current, name, &WrittenFile::name) == current.end())
       stale.push_back(entry.path());
   }
   // The index goes before the shards that it lists.
@@ -188,6 +187,10 @@ void WeightsFolder::warn_about_non_finite() const {
                non_finite_.size() > kNamed ? ", ..." : "");
 }
 
+bool is_weights_file_name(const std::string& name) {
+  return name == kSingleFile || name == kIndexFile || ::fnmatch(kShardFiles, name.c_str(), 0) == 0;
+}
+
 std::vector<WrittenFile> write_weights_folder(const fs::path& folder,
                                               const std::vector<TensorInfo>& tensors,
                                               std::int64_t max_shard_bytes,
@@ -205,19 +208,27 @@ std::vector<WrittenFile> write_weights_folder(const fs::path& folder,
   std::int64_t total_bytes = 0;
   std::int64_t total_parameters = 0;
   nlohmann::json weight_map = nlohmann::json::object();
-  for (std::size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    for (const TensorInfo& tensor : shards[i]) {
-      weight_map[tensor.name] = name;
-      total_bytes += tensor.bytes();
-      total_parameters += tensor.elements();
+  try {
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      const std::string name =
+          fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+      for (const TensorInfo& tensor : shards[i]) {
+        weight_map[tensor.name] = name;
+        total_bytes += tensor.bytes();
+        total_parameters += tensor.elements();
+      }
+      written.push_back({name, write_shard(folder / name, std::move(shards[i]), give)});
     }
-    written.push_back({name, write_shard(folder / name, std::move(shards[i]), give)});
+    const nlohmann::json index = {
+        {"metadata", {{"total_parameters", total_parameters}, {"total_size", total_bytes}}},
+        {"weight_map", weight_map}};
+    written.push_back(
+        {kIndexFile, write_file_atomically(folder / kIndexFile, index.dump(2) + "\n")});
+  } catch (...) {
+    std::error_code ignored;  // what ended the writing is the error to tell
+    for (const WrittenFile& file : written) fs::remove(folder / file.name, ignored);
+    throw;
   }
-  const nlohmann::json index = {
-      {"metadata", {{"total_parameters", total_parameters}, {"total_size", total_bytes}}},
-      {"weight_map", weight_map}};
-  written.push_back({kIndexFile, write_file_atomically(folder / kIndexFile, index.dump(2) + "\n")});
   remove_stale_files(folder, written);
   return written;
 }

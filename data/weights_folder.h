@@ -61,6 +61,9 @@ struct WrittenFile {
   FileDigest digest;
 };
 
+/// Whether write_weights_folder() gives a file that name, or removes it as an earlier export's.
+bool is_weights_file_name(const std::string& name);
+
 /// Hands all values of `tensor` to `writer.write(tensor.name, ...)`, in C order.
 using GiveTensor = std::function<void(const TensorInfo& tensor, SafetensorsWriter& writer)>;
 
@@ -69,7 +72,8 @@ using GiveTensor = std::function<void(const TensorInfo& tensor, SafetensorsWrite
 /// Hugging Face does it; equal weights give equal files. Tensors fill the shards in the given
 /// order; `give` is called for each in the order of the files. Weight files of an earlier export
 /// into the folder are removed last, so that the folder always shows the old weights or the new
-/// ones; only while shards replace shards does it show none. Errors: Io, InvalidArgument.
+/// ones; only while shards replace shards does it show none. Shards that were written before an
+/// error are removed. Errors: Io, InvalidArgument.
 std::vector<WrittenFile> write_weights_folder(const std::filesystem::path& folder,
                                               const std::vector<TensorInfo>& tensors,
                                               std::int64_t max_shard_bytes, const GiveTensor& give);

@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
       "Keys of the configuration:\n" + config_help() +
       "\nExit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics, 6 GPU, 7 "
       "disk,\n"
-      "130 after SIGINT, 143 after SIGTERM (both save a checkpoint first), 1 anything else.");
+      "129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM (each saves a checkpoint first),\n"
+      "1 anything else.");
   return run_program("train", app, argc, argv, [&] { return train(arguments); });
 }

@@ -2,8 +2,9 @@
 
 namespace jiboia {
 
-/// Turns SIGTERM and SIGINT into a wish to stop at the next step boundary. A second signal of the
-/// same kind ends the process at once. One object at a time.
+/// Turns SIGTERM, SIGINT and SIGHUP into a wish to stop at the next step boundary. A second SIGTERM
+/// or SIGINT ends the process at once. SIGHUP stays ignored where it was, as nohup has it. One
+/// object at a time.
 class StopSignal {
  public:
   StopSignal();
@@ -13,6 +14,9 @@ class StopSignal {
 
   /// The signal that came, 0 when none did.
   int received() const;
+
+ private:
+  bool heeds_hangup_;
 };
 
 }  // namespace jiboia

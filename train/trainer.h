@@ -43,7 +43,7 @@ RunData open_data(const RunConfig& config, Verification verification);
 /// Why a run ended.
 struct RunEnd {
   std::int64_t step = 0;
-  int signal = 0;  ///< SIGTERM or SIGINT; 0 when it is finished
+  int signal = 0;  ///< SIGTERM, SIGINT or SIGHUP; 0 when it is finished
 };
 
 /// One training run: resumes or starts, steps, validates, saves, stops.

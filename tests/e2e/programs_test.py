@@ -125,6 +125,49 @@ def test_export_over_an_export(world, tmp_path):
     assert not (world / "run/config.json").exists()
 
 
+def test_export_spares_what_no_export_wrote(world, tmp_path):
+    """A folder with files of other makers under the names that an export writes stays as it is."""
+    shards = tmp_path / "shards"
+    shutil.copytree(world / "data/train", shards)
+    folders = {shards: "holds token shards"}
+    for name in ["README.md", "tokenizer.json", "merges.txt", "model.safetensors", "generation_config.json",
+                 "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"]:
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        folders[folder] = f"its {name} would be lost"
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    for folder, words in folders.items():
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert words in run("export", "--checkpoint", world / "model", "--output", folder, code=2).stderr
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    for _ in range(2):
+        run("export", "--checkpoint", world / "model", "--output", output)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert not (output / ".unfinished_export").exists()
+
+
+def test_export_that_fails_leaves_no_weights_and_can_be_repeated(world, tmp_path):
+    command = ["export", "--checkpoint", world / "run", "--max-shard-size", "4KB", "--output"]
+    run(*command, tmp_path / "whole")
+    last = max(path.name for path in (tmp_path / "whole").glob("model-*"))
+    output = tmp_path / "out"
+    (output / f"{last}.tmp").mkdir(parents=True)  # so that the last of the weights cannot be written
+    assert "cannot create" in run(*command, output, code=7).stderr
+    (output / f"{last}.tmp").rmdir()
+    assert [path.name for path in output.iterdir()] == [".unfinished_export"]
+    (output / "model-00001-of-00009.safetensors").write_text("of an export that was killed")
+    run(*command, output)
+    for folder in (output, tmp_path / "whole"):
+        (folder / "README.md").unlink()  # it has the folder's name
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+
 def test_no_mixture_of_two_exports(world, tmp_path):
     """Weights that cannot be written leave no configuration of another model beside them."""
     output = tmp_path / "out"

@@ -143,8 +143,8 @@ def test_a_checkpoint_goes_only_after_the_next_step_went_well(finished, data, tm
 
 
 def test_weights_that_are_not_finite_are_never_saved(data, tmp_path):
-    said = start(tmp_path, config_of(data, tmp_path / "run", steps=1, eval__every=0, optim__lr=1e3,
-                                     optim__weight_decay=1e300), code=5).stderr
+    said = start(tmp_path, config_of(data, tmp_path / "run", steps=1, eval__every=0, optim__lr=1e30,
+                                     optim__weight_decay=1e30), code=5).stderr
     assert "not finite any more" in said
     assert checkpoints_of(tmp_path / "run") == []
 

@@ -61,13 +61,15 @@ def test_other_micro_batches_see_the_same_rows(data, whole, tmp_path):
         assert abs(ours["train/loss"] - wanted["train/loss"]) < 1e-5 * wanted["train/loss"]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_stops(number, code, data, tmp_path):
     tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
     process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
                                stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > 3)
     process.send_signal(number)
+    if number == signal.SIGHUP:
+        process.send_signal(number)  # as closing terminals do
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     last = metrics_of(tmp_path / "run")[-1]["step"]
@@ -75,6 +77,21 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
     # What was saved goes on as if nothing had happened.
     resumed = start(tmp_path, config_of(data, tmp_path / "run", steps=last + 1))
     assert f"at step {last}" in resumed.stderr
+
+
+def test_a_hangup_that_is_ignored_stops_nothing(data, tmp_path):
+    """As nohup starts programs."""
+    tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
+    process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > 3)
+    process.send_signal(signal.SIGHUP)
+    steps = len(metrics_of(tmp_path / "run"))
+    wait_for(lambda: process.poll() is not None or len(metrics_of(tmp_path / "run")) > steps + 3)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
 
 
 def test_weights_alone_are_a_model_and_no_run_goes_on_from_them(data, tmp_path):

@@ -184,7 +184,19 @@ TEST(Config, RefusesValuesOutOfRange) {
       {"loss:\n  z_loss: -1e-9\n", "train.yaml:12:11: loss.z_loss is -1e-09"},
   };
   for (const auto& [text, message] : cases) EXPECT_THAT(error_of(text), StartsWith(message));
-  EXPECT_THAT(error_of_override("optim.lr=0"), HasSubstr("expected a number above 0"));
+  EXPECT_THAT(error_of_override("optim.lr=0"), HasSubstr("expected a number from 1e-37 to 1e+37"));
+  for (const char* number : {"optim.lr=1e39", "optim.lr=1e-46", "optim.eps=1e-46", "optim.eps=2",
+                             "optim.weight_decay=1e40", "optim.grad_clip=1e39", "loss.z_loss=1e39",
+                             "model.layer_norm_epsilon=1e39", "model.layer_norm_epsilon=1e-46",
+                             "model.initializer_range=1e20", "model.time_step_max=1e39",
+                             "model.time_step_scale=1e38", "model.time_step_floor=1e30"}) {
+    EXPECT_THAT(error_of_override(number), HasSubstr("expected a number from ")) << number;
+  }
+  for (const char* number :
+       {"optim.lr=1e37", "optim.lr=1e-37", "optim.eps=1", "optim.grad_clip=1e9",
+        "model.layer_norm_epsilon=1e-12", "model.initializer_range=1"}) {
+    EXPECT_EQ(error_of_override(number), "");
+  }
   EXPECT_THAT(error_of_override("optim.betas=[0.9, 1]"), HasSubstr("optim.betas is [0.9, 1]"));
   EXPECT_THAT(error_of("", {"model.hidden_size=100000", "model.num_hidden_layers=4000",
                             "data.seq_len=16000000", "train.micro_batch_size=1000",
@@ -301,7 +313,7 @@ TEST(Config, PrintsWhatItReadsBackUnchanged) {
   config.init_from = "a \"quoted\" \\ path\nwith a line, a tab\t, 'ç' and # more";
   config.output_dir = "~";
   config.optim.lr = 0.1 + 0.2;  // needs 17 digits
-  config.optim.eps = 5e-324;
+  config.schedule.min_lr = 5e-324;
   config.seed = 9223372036854775807;
   config.eval.sample_prompt = "null";
   const std::string text = to_yaml(config);
@@ -310,7 +322,8 @@ TEST(Config, PrintsWhatItReadsBackUnchanged) {
   for (const auto& option : run_options()) {
     EXPECT_THAT(config_help(), HasSubstr("  " + option.path + "\n"));
   }
-  EXPECT_THAT(config_help(), HasSubstr("Peak learning rate. (a number above 0; required)"));
+  EXPECT_THAT(config_help(),
+              HasSubstr("Peak learning rate. (a number from 1e-37 to 1e+37; required)"));
   EXPECT_THAT(config_help(), HasSubstr("one of cosine, cosine_cooldown, constant, wsd"));
 }
 

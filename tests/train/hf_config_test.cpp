@@ -96,6 +96,17 @@ TEST_F(HfConfigTest, WritesEveryFieldOfMambaConfig) {
   EXPECT_THROW(hugging_face_config(unusual_config(), Dtype::kF64), Error);
 }
 
+TEST_F(HfConfigTest, KnowsItsOwnConfigurations) {
+  const std::string own = hugging_face_config(resolved(ModelConfig{}), Dtype::kF32);
+  EXPECT_TRUE(is_own_config(own));
+  auto saved_by_transformers = nlohmann::json::parse(own);
+  saved_by_transformers["transformers_version"] = "4.56.1";
+  EXPECT_FALSE(is_own_config(saved_by_transformers.dump()));
+  for (const char* other :
+       {"", "[]", "mine", R"({"model_type": "mamba"})", R"({"initialisation": 1})"})
+    EXPECT_FALSE(is_own_config(other)) << other;
+}
+
 TEST_F(HfConfigTest, WritesTheGenerationConfig) {
   EXPECT_EQ(parse_json(hugging_face_generation_config(unusual_config()), {"written"}),
             parse_json(R"({"_from_model_config": true, "bos_token_id": 1, "eos_token_id": 2,
@@ -178,6 +189,8 @@ TEST_F(HfConfigTest, RefusesImpossibleValues) {
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "state_size": 0})"), HasSubstr("state_size"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "hidden_size": -5})"), HasSubstr("hidden_size"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "hidden_size": 8.0})"), HasSubstr("hidden_size"));
+  EXPECT_THAT(refusal(R"({"model_type": "mamba", "layer_norm_epsilon": 1e39})"),
+              HasSubstr("layer_norm_epsilon is 1e+39, expected a number from 1e-37 to 1"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "use_bias": 1})"), HasSubstr("use_bias"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "time_step_rank": "big"})"),
               HasSubstr("time_step_rank"));

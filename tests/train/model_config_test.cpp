@@ -58,10 +58,13 @@ TEST(ModelConfig, RefusesEverySizeOutOfRange) {
         EXPECT_THAT(problem->message, HasSubstr(std::to_string(wrong)));
       }
     } else if (const auto* number = std::get_if<double*>(&field)) {
-      **number = 0;
-      const auto problem = find_problem(config);
-      ASSERT_TRUE(problem) << option.path;
-      EXPECT_THAT(problem->message, HasSubstr("expected a number above 0"));
+      for (const double wrong : {0.0, 1e-38, 1e20}) {  // 1e-38: fp32 has fewer digits for it
+        **number = wrong;
+        const auto problem = find_problem(config);
+        ASSERT_TRUE(problem) << option.path << " = " << wrong;
+        EXPECT_THAT(problem->message, HasSubstr(option.path));
+        EXPECT_THAT(problem->message, HasSubstr("expected a number from 1e-37 to 1"));
+      }
     }
   }
   EXPECT_TRUE(find_problem(ModelConfig{.state_size = 0}));

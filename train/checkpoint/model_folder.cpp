@@ -1,5 +1,6 @@
 #include "train/checkpoint/model_folder.h"
 
+#include <algorithm>
 #include <array>
 
 #include "train/model/hf_config.h"
@@ -27,6 +28,11 @@ std::vector<CompanionFile> read_tokenizer_files(const std::filesystem::path& fol
     files.push_back({name, read_text_file(folder / name, kMaxTokenizerBytes)});
   }
   return files;
+}
+
+bool is_model_description(const std::string& name) {
+  return name == "config.json" || name == "generation_config.json" ||
+         std::ranges::find(kTokenizerFiles, name) != kTokenizerFiles.end();
 }
 
 std::vector<WrittenFile> write_model_description(const std::filesystem::path& folder,

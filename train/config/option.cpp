@@ -105,8 +105,7 @@ bool EnumRef::set(std::string_view name) const {
 }
 
 bool Range::contains(double value) const {
-  return (open == Open::kMin ? value > min : value >= min) &&
-         (open == Open::kMax ? value < max : value <= max);
+  return value >= min && (open == Open::kMax ? value < max : value <= max);
 }
 
 std::string Range::text() const {
@@ -116,7 +115,7 @@ std::string Range::text() const {
     return fmt::format("from {} to {}{}", min, open == Open::kMax ? "below " : "", max);
   }
   if (!from) return "";
-  return open == Open::kMin ? fmt::format("above {}", min) : fmt::format("{} or more", min);
+  return fmt::format("{} or more", min);
 }
 
 std::string expectation(const FieldRef& field, const Range& range) {

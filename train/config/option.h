@@ -70,14 +70,16 @@ FieldRef field_ref(T& field) {
 struct Range {
   double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
-  enum class Open { kNone, kMin, kMax } open = Open::kNone;
+  enum class Open { kNone, kMax } open = Open::kNone;
 
   bool contains(double value) const;
-  /// E.g. "from 1 to 16", "above 0".
+  /// E.g. "from 1 to 16", "0 or more".
   std::string text() const;
 };
+/// Between these fp32 holds a number to its full precision.
+constexpr double kFp32Min = 1e-37;
+constexpr double kFp32Max = 1e37;
 constexpr Range at_least(double min) { return {.min = min}; }
-constexpr Range above(double min) { return {.min = min, .open = Range::Open::kMin}; }
 constexpr Range between(double min, double max) { return {.min = min, .max = max}; }
 
 enum class Presence { kOptional, kRequired };

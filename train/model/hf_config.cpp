@@ -142,6 +142,12 @@ std::string hugging_face_config(const ModelConfig& config, Dtype weights) {
   return json.dump(2) + "\n";
 }
 
+bool is_own_config(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() && json.contains("initialisation") &&
+         json.value("transformers_version", nlohmann::json()) == kTransformersVersion;
+}
+
 std::string hugging_face_generation_config(const ModelConfig& config) {
   nlohmann::ordered_json json = {{"_from_model_config", true}};
   add_token_ids(json, config);

@@ -18,6 +18,10 @@ ModelConfig read_model_config(const std::filesystem::path& folder);
 /// transformers keeps but does not use. `config` is resolved; ids of -1 become null.
 std::string hugging_face_config(const ModelConfig& config, Dtype weights);
 
+/// Whether `text` is a config.json that hugging_face_config() wrote, and not one of a model that
+/// transformers has saved since: it keeps our key and notes its own version.
+bool is_own_config(const std::string& text);
+
 /// The text of generation_config.json.
 std::string hugging_face_generation_config(const ModelConfig& config);
 

@@ -22,6 +22,7 @@ ModelConfig resolved(ModelConfig config) {
 }
 
 std::span<const Option<ModelConfig>> model_options() {
+  constexpr double kLargest = 1000;  // of what weights are drawn from: their squares stay in fp32
 #define FIELD(member) JIBOIA_FIELD(ModelConfig, member)
   static const std::vector<Option<ModelConfig>> kOptions = {
       {FIELD(vocab_size), .range = between(1, 1 << 30),
@@ -38,7 +39,7 @@ std::span<const Option<ModelConfig>> model_options() {
       {FIELD(time_step_rank), .range = between(0, 1 << 17),
        .meaning = "Rank of the time step's projection; 0: hidden_size / 16, rounded up.",
        .aliases = {"dt_rank"}},
-      {FIELD(layer_norm_epsilon), .range = above(0),
+      {FIELD(layer_norm_epsilon), .range = between(kFp32Min, 1),
        .meaning = "Added to the mean square in every RMSNorm.",
        .aliases = {"rms_norm_eps", "norm_epsilon", "layer_norm_eps"}},
       {FIELD(use_bias), .meaning = "Whether in_proj and out_proj have a bias."},
@@ -52,19 +53,19 @@ std::span<const Option<ModelConfig>> model_options() {
        .meaning = "Whose initial weights to draw; decides the defaults of initializer_range and "
                   "rescale_prenorm_residual (0.1 and false for the huggingface ones).",
        .aliases = {"initialization", "init"}},
-      {FIELD(initializer_range), .range = above(0),
+      {FIELD(initializer_range), .range = between(kFp32Min, kLargest),
        .meaning = "Standard deviation of the embedding's initial weights.",
        .aliases = {"init_std", "initializer_std"}},
       {FIELD(rescale_prenorm_residual),
        .meaning = "Whether out_proj starts divided by sqrt(num_hidden_layers)."},
-      {FIELD(time_step_min), .range = above(0), .meaning = "Smallest initial time step.",
-       .aliases = {"dt_min"}},
-      {FIELD(time_step_max), .range = above(0), .meaning = "Largest initial time step.",
-       .aliases = {"dt_max"}},
-      {FIELD(time_step_floor), .range = above(0),
+      {FIELD(time_step_min), .range = between(kFp32Min, kLargest),
+       .meaning = "Smallest initial time step.", .aliases = {"dt_min"}},
+      {FIELD(time_step_max), .range = between(kFp32Min, kLargest),
+       .meaning = "Largest initial time step.", .aliases = {"dt_max"}},
+      {FIELD(time_step_floor), .range = between(kFp32Min, kLargest),
        .meaning = "Initial time steps are raised to this.", .aliases = {"dt_init_floor"}},
-      {FIELD(time_step_scale), .range = above(0), .meaning = "Factor of dt_proj's initial weights.",
-       .aliases = {"dt_scale"}},
+      {FIELD(time_step_scale), .range = between(kFp32Min, kLargest),
+       .meaning = "Factor of dt_proj's initial weights.", .aliases = {"dt_scale"}},
       {FIELD(time_step_init_scheme), .meaning = "How dt_proj's initial weights are drawn.",
        .aliases = {"dt_init"}},
       {FIELD(bos_token_id), .range = at_least(-1), .meaning = "Begin of text; -1: none."},

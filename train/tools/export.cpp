@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "data/file.h"
+#include "data/weights_folder.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/model_folder.h"
 #include "train/checkpoint/model_weights.h"
@@ -27,9 +28,13 @@ constexpr const char* kDescription =
     "Writes a Hugging Face model folder: config.json, generation_config.json, weights as\n"
     "safetensors, the tokenizer's files and a model card. transformers opens it with\n"
     "AutoModelForCausalLM and AutoTokenizer. Files are replaced one by one, each all or nothing;\n"
-    "files of an earlier export that do not belong to the new one are removed.";
+    "files of an earlier export that do not belong to the new one are removed. A folder in\n"
+    "which others wrote such files is refused.";
 constexpr const char* kFooter =
     "Exit codes: 0 done, 2 usage, 4 the model is damaged or not a Mamba-1 model, 7 disk.";
+
+constexpr const char* kModelCard = "README.md";
+constexpr std::int64_t kMaxConfigBytes = 16 << 20;
 
 struct Request {
   fs::path checkpoint;
@@ -81,7 +86,27 @@ std::string model_card(const CardFacts& facts) {
   return card;
 }
 
-/// Makes the output folder. Errors: InvalidArgument when writing there would damage a checkpoint.
+/// What a folder holds from the start of an export to its success.
+constexpr const char* kUnfinished = ".unfinished_export";
+
+/// Errors: InvalidArgument when `output` holds a file that exporting would replace or remove,
+/// though no export wrote it.
+void refuse_files_of_others(const fs::path& output) {
+  if (fs::exists(output / kUnfinished)) return;
+  const fs::path config = output / "config.json";
+  if (fs::exists(config) && is_own_config(read_text_file(config, kMaxConfigBytes))) return;
+  for (const fs::directory_entry& entry : fs::directory_iterator(output)) {
+    const std::string name = entry.path().filename();
+    require(!is_weights_file_name(name) && !is_model_description(name) && name != kModelCard,
+            ErrorKind::kInvalidArgument,
+            "--output '{}' is not the folder of an earlier export: its {} would be lost; choose a "
+            "new folder",
+            output.string(), name);
+  }
+}
+
+/// Makes the output folder. Errors: InvalidArgument when writing there would damage a checkpoint,
+/// token shards or other files that no export wrote.
 void create_output(const fs::path& output, const fs::path& source) {
   std::error_code error;
   fs::create_directories(output, error);
@@ -93,13 +118,15 @@ void create_output(const fs::path& output, const fs::path& source) {
           "--output '{}' is a checkpoint", output.string());
   require(!fs::exists(output / "checkpoints"), ErrorKind::kInvalidArgument,
           "--output '{}' is the folder of a run: it holds checkpoints", output.string());
+  require(!fs::exists(output / "manifest.json"), ErrorKind::kInvalidArgument,
+          "--output '{}' holds token shards", output.string());
+  refuse_files_of_others(output);
 }
 
 /// Removes what an earlier export left and the new weights will not go with, so that being killed
 /// half-way leaves no folder that loads as a mixture of both.
 void remove_other_model(const fs::path& output, const std::string& config,
                         const std::vector<CompanionFile>& tokenizer) {
-  constexpr std::int64_t kMaxConfigBytes = 16 << 20;
   const fs::path config_file = output / "config.json";
   if (fs::exists(config_file) && read_text_file(config_file, kMaxConfigBytes) != config)
     remove_file(config_file);
@@ -135,13 +162,15 @@ int export_model(const Request& request) {
                                : read_text_file(request.model_card, kMaxCardBytes);
 
   create_output(request.output, source);
+  write_file_atomically(request.output / kUnfinished, "Exporting here again replaces the model.\n");
   remove_other_model(request.output, hugging_face_config(facts.config, dtype), tokenizer);
   std::int64_t bytes = 0;
   for (const WrittenFile& file :
        convert_model_weights(weights, model.parameters(), dtype, request.output, max_shard_bytes))
     bytes += file.digest.bytes;
   write_model_description(request.output, facts.config, dtype, tokenizer);
-  write_file_atomically(request.output / "README.md", card);
+  write_file_atomically(request.output / kModelCard, card);
+  remove_file(request.output / kUnfinished);
 
   fmt::print("Exported '{}': {} parameters, {:.1f} MB of weights, {}.\n", source.string(),
              facts.parameter_count, static_cast<double>(bytes) / 1e6,
