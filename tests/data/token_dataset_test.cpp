@@ -325,6 +325,40 @@ TEST(TokenDataset, TheFirstDamagedFileIsNamedWhateverTheThreads) {
   }
 }
 
+TEST(TokenDataset, ShardsThatChangeUnderItAreNotReadOn) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "shard_00000.h5";
+  write_shards(folder.path(), {{.tokens = some_tokens(3000, 100), .chunk = 0}}, 100);
+  const auto bytes = fs::file_size(path);
+  const auto dataset = TokenDataset::open(folder.path(), kSmall);
+  const auto said = [&] { return error_of(ErrorKind::kData, [&] { read_row(dataset, 700); }); };
+  EXPECT_NO_THROW(read_row(dataset, 700));
+  fs::resize_file(path, 3000);  // HDF5 would read zeros
+  EXPECT_THAT(said(), HasSubstr(fmt::format("{}: changed while it was in use: it had {} bytes and "
+                                            "has 3000",
+                                            path.string(), bytes)));
+  fs::resize_file(path, bytes);
+  EXPECT_THAT(said(), HasSubstr("another modification time"));
+}
+
+TEST(TokenDataset, ShardsThatWereReplacedAreNotReadOn) {
+  const TemporaryFolder folder;
+  std::vector<ShardContents> shards;
+  for (int i = 0; i < 50; ++i) shards.push_back({.tokens = {i, i, i, i, i}, .row_length = 5});
+  write_shards(folder.path(), shards, 50);
+  const DescriptorLimit limit(120);  // of which 40 shards may take one each
+  const auto dataset = TokenDataset::open(folder.path(), kSmall);
+  const auto replace = [&](const char* name) {
+    write_shard(folder / "new.h5", {.tokens = {9, 9, 9, 9, 9}, .row_length = 5});
+    fs::rename(folder / "new.h5", folder / name);
+  };
+  replace("shard_00049.h5");
+  EXPECT_EQ(read_row(dataset, 49).tokens[0], 49);  // still open, and still what it was
+  replace("shard_00000.h5");
+  EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(dataset, 0); }),
+              HasSubstr("shard_00000.h5: changed while it was in use"));
+}
+
 TEST(TokenDataset, FoldersWithoutShardsAreRefused) {
   const TemporaryFolder folder;
   EXPECT_THAT(refusal(folder / "absent", kSmall), HasSubstr("absent: no such folder"));
