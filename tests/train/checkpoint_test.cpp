@@ -489,6 +489,27 @@ TEST_F(CheckpointTest, RemovesOnlyWhatItMade) {
   EXPECT_EQ(contents_of(checkpoints / "step_00000002.tmp-foreign/data"), "precious");
 }
 
+TEST_F(CheckpointTest, SetsAsideWhatIsInTheWay) {
+  save({1});
+  fs::create_directory(folder_of(2));
+  overwrite(folder_of(2) / "data", "precious");
+  overwrite(folder_of(3), "a file");
+  fs::create_symlink("nowhere", folder_of(4));
+  overwrite(folder_of(4).string() + ".not-a-checkpoint-1", "of an earlier time");
+  testing::internal::CaptureStderr();
+  save({2, 3, 4});
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("is now 'step_00000004.not-a-"));
+  for (const std::int64_t step : {2, 3, 4}) verify_folder(folder_of(step));
+  const auto aside = [&](int step, int number) {
+    return fs::path(fmt::format("{}.not-a-checkpoint-{}", folder_of(step).string(), number));
+  };
+  EXPECT_EQ(contents_of(aside(2, 1) / "data"), "precious");
+  EXPECT_EQ(contents_of(aside(3, 1)), "a file");
+  EXPECT_EQ(contents_of(aside(4, 1)), "of an earlier time");
+  EXPECT_EQ(fs::read_symlink(aside(4, 2)), "nowhere");
+  EXPECT_EQ(resumed_step(), 4);
+}
+
 TEST_F(CheckpointTest, OneRunPerFolder) {
   std::optional<RunFolder> first(std::in_place, output_);
   try {
