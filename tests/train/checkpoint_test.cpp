@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
@@ -284,6 +285,24 @@ TEST_F(CheckpointTest, AStateOfAnotherStepIsRejectedAndNamed) {
   renew_manifest(folder_of(2));
   EXPECT_EQ(resumed_step(), 1);
   EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 7 by trainer_state.json"));
+}
+
+TEST_F(CheckpointTest, AStateWithImpossibleCountsIsRejected) {
+  save({1, 2});
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
+  const std::pair<const char*, TrainerState> cases[] = {
+      {"tokens: -1", {.step = 2, .tokens = -1, .next_row = 16}},
+      {"tokens: 9223372036854775807", {.step = 2, .tokens = kLargest, .next_row = 16}},
+      {"next_row: -1", {.step = 2, .tokens = 2000, .next_row = -1}},
+      {"next_row: 9223372036854775807", {.step = 2, .tokens = 2000, .next_row = kLargest}},
+      {"step: 2, expected 0 to the 1 rows", {.step = 2, .tokens = 2000, .next_row = 1}},
+  };
+  for (const auto& [message, state] : cases) {
+    overwrite(folder_of(2) / TrainerState::kFileName, to_text(state));
+    renew_manifest(folder_of(2));
+    EXPECT_EQ(resumed_step(), 1);
+    EXPECT_THAT(log_, HasSubstr(std::string("trainer_state.json: ") + message));
+  }
 }
 
 TEST_F(CheckpointTest, SaysWhetherOlderOnesWent) {
