@@ -1,8 +1,10 @@
 #include "data/token_shard.h"
 
 #include <H5PLpublic.h>
+#include <fcntl.h>
 #include <hdf5.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -274,6 +276,14 @@ void read_run(hid_t dataset, const Extents& extents, hsize_t first, hsize_t coun
   check(path, read, "read");
 }
 
+/// Fails when it is the system that does not open a file, which HDF5 does not tell from a bad one.
+void require_readable(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  require(descriptor >= 0 || errno == ENOENT, ErrorKind::kIo, "cannot open '{}': {}", path.string(),
+          std::strerror(errno));
+  if (descriptor >= 0) ::close(descriptor);
+}
+
 /// The version of the file that HDF5 has open, whatever has its name now.
 ShardVersion version_of(hid_t file, const fs::path& path) {
   void* descriptor = nullptr;  // HDF5's default driver hands out its own
@@ -305,6 +315,7 @@ TokenShard::TokenShard(fs::path path, std::size_t cache_bytes)
   cache_bytes = std::min(cache_bytes, kMaxCacheBytes);
   const Hdf5Lock lock;
   Handles& h = *handles_;
+  require_readable(path_);
   if (H5Fis_hdf5(path_.c_str()) <= 0) refuse(path_, "not an HDF5 file");
   const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   H5Pset_file_locking(access.get(), false, true);  // finished shards never change; NFS may not lock

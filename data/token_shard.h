@@ -26,8 +26,9 @@ class TokenShard {
  public:
   static constexpr std::size_t kMaxCacheBytes = std::size_t{8} << 20;
   /// Opens the file and checks its structure; reads no token. Keeps up to `cache_bytes`, or
-  /// kMaxCacheBytes if that is less, of the tokens' chunks that were decoded last. Errors: Data,
-  /// naming the file and listing its contents where the expected ones are not there.
+  /// kMaxCacheBytes if that is less, of the tokens' chunks that were decoded last. Errors: Io when
+  /// the system does not open it; Data, naming the file and listing its contents where the expected
+  /// ones are not there.
   explicit TokenShard(std::filesystem::path path, std::size_t cache_bytes = kMaxCacheBytes);
   ~TokenShard();
   TokenShard(TokenShard&&) noexcept;

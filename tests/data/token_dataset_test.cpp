@@ -369,6 +369,16 @@ TEST(TokenDataset, FoldersWithoutShardsAreRefused) {
   EXPECT_THAT(refusal(folder.path(), kSmall), HasSubstr("manifest.json"));
 }
 
+TEST(TokenDataset, WhatTheSystemRefusesIsNoFaultOfTheData) {
+  const TemporaryFolder folder;
+  const fs::path loop = folder / "manifest.json";
+  fs::create_symlink(loop, loop);
+  for (const fs::path& path : {loop, folder.path()}) {
+    EXPECT_THAT(error_of(ErrorKind::kIo, [&] { TokenDataset::open(path, kSmall); }),
+                HasSubstr("manifest.json': Too many levels of symbolic links"));
+  }
+}
+
 TEST(TokenDataset, ManifestsThatContradictAreRefused) {
   const TemporaryFolder folder;
   const std::vector<ShardContents> shards{{.tokens = counting(10), .row_length = 5},
