@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <utility>
 
 #include "data/file.h"
@@ -164,6 +165,16 @@ TEST(TokenDataset, TokensOutsideTheVocabularyAreFound) {
     EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(stream, 2); }),
                 HasSubstr(fmt::format("position 13: token {}", bad)));
   }
+}
+
+TEST(TokenDataset, TokensBeyondItsRangeAreNotGivenAnotherValue) {
+  const TemporaryFolder folder;
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
+  write_shards(folder.path(),
+               {{.tokens = {1, 2, kLargest, 3, 4}, .row_length = 5, .type = "uint64"}}, 50);
+  const auto rows = TokenDataset::open(folder.path(), {.seq_len = 5, .vocab_size = 64});
+  EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(rows, 0); }),
+              HasSubstr("token 9223372036854775807 or more is outside"));
 }
 
 TEST(TokenDataset, SaysWhatItHolds) {
@@ -438,8 +449,12 @@ TEST(TokenDataset, ShardsThatContradictTheManifestAreRefused) {
                            "bos_token_id", "eos_token_id", "pad_token_id"}) {
     ShardContents shard = rows;
     shard.attributes[name] = 7;
-    EXPECT_THAT(claim(shard, rows), HasSubstr(fmt::format("attribute `{}` is 7", name)));
+    EXPECT_THAT(claim(shard, rows), HasSubstr(fmt::format("attribute `{}` is 7, manifest", name)));
   }
+  ShardContents without = rows;
+  without.attributes = {{"source_bytes", -1}};
+  EXPECT_THAT(claim(without, rows),
+              HasSubstr("attribute `source_bytes` is -1, manifest.json says nothing"));
   ShardContents agreeing = rows;
   agreeing.attributes = {{"format_version", 1}, {"vocab_size", 50}, {"tokens", 20}, {"other", 7}};
   write_shards(folder.path(), {agreeing}, 50);
