@@ -1,6 +1,7 @@
 #include "data/shard_check.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -40,8 +41,8 @@ TokenShard open_shard(const ShardManifest& manifest, std::size_t index, std::siz
   for (const auto& [name, expected] : attributes) {
     const auto found = shard.attribute(name);
     require(!found || found == expected, ErrorKind::kData,
-            "{}: attribute `{}` is {}, manifest.json says {} (-1: nothing)", path, name,
-            found.value_or(-1), expected.value_or(-1));
+            "{}: attribute `{}` is {}, manifest.json says {}", path, name, found.value_or(0),
+            expected ? std::to_string(*expected) : "nothing");
   }
   return shard;
 }
@@ -57,8 +58,11 @@ void check_tokens(const ShardManifest& manifest, std::size_t index, std::int64_t
   const std::string place = width > 0
                                 ? fmt::format("row {}, column {}", offset / width, offset % width)
                                 : fmt::format("position {}", offset);
-  fail(ErrorKind::kData, "{}: {}: token {} is outside the vocabulary of {}",
-       manifest.path_of(manifest.shards[index]).string(), place, *bad, manifest.vocab_size);
+  // Where unsigned tokens do not fit, all that is known is that they are at least this.
+  const bool is_clamped = *bad == std::numeric_limits<std::int64_t>::max();
+  fail(ErrorKind::kData, "{}: {}: token {}{} is outside the vocabulary of {}",
+       manifest.path_of(manifest.shards[index]).string(), place, *bad, is_clamped ? " or more" : "",
+       manifest.vocab_size);
 }
 
 void check_shard(const ShardManifest& manifest, std::size_t index) {

@@ -27,15 +27,13 @@ constexpr int kMaxThreads = 8;  // more readers than that do not make a disk fas
 constexpr std::int64_t kProgressBytes = std::int64_t{4} << 30;
 constexpr std::chrono::seconds kProgressInterval{5};
 
-/// Whatever keeps a listed file from being read is a fault of the data: it says which, and ends the
-/// program as one.
-template <class Function>
-auto as_data_error(Function&& function) {
-  try {
-    return function();
-  } catch (const Error& error) {
-    throw Error(ErrorKind::kData, error.what());
-  }
+/// What a path leads to. That the system does not let us look is no fault of the data. Errors: Io.
+fs::file_status status_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  require(fs::status_known(status), ErrorKind::kIo, "cannot examine '{}': {}", path.string(),
+          error.message());
+  return status;
 }
 
 void refuse_unknown_keys(const nlohmann::json& object, const JsonObject& reader,
@@ -148,13 +146,13 @@ void check_consistency(const ShardManifest& manifest, const JsonObject& object) 
 
 void verify_size(const ShardManifest& manifest, const ManifestFile& file) {
   const fs::path path = manifest.path_of(file);
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
+  const fs::file_status status = status_of(path);
   require(fs::exists(status), ErrorKind::kData, "{}: missing, but listed in manifest.json",
           path.string());
   require(fs::is_regular_file(status), ErrorKind::kData, "{}: not a regular file", path.string());
+  std::error_code error;
   const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
-  require(!error, ErrorKind::kData, "{}: {}", path.string(), error.message());
+  require(!error, ErrorKind::kIo, "{}: {}", path.string(), error.message());
   require(bytes == file.bytes, ErrorKind::kData,
           "{}: has {} bytes, manifest.json says {}; it is damaged or was replaced", path.string(),
           bytes, file.bytes);
@@ -200,16 +198,17 @@ class Progress {
 }  // namespace
 
 ShardManifest ShardManifest::load(const fs::path& folder) {
-  std::error_code ignored;
-  require(fs::is_directory(folder, ignored), ErrorKind::kData,
+  require(fs::is_directory(status_of(folder)), ErrorKind::kData,
           "{}: no such folder of token shards (scripts/prepare_data.py makes one)",
           folder.string());
   const fs::path path = folder / "manifest.json";
-  require(fs::exists(path, ignored), ErrorKind::kData,
+  const fs::file_status status = status_of(path);
+  require(fs::exists(status), ErrorKind::kData,
           "{}: missing; the folder holds no token shards, or scripts/prepare_data.py, which writes "
           "it last, has not finished",
           path.string());
-  const nlohmann::json json = as_data_error([&] { return read_json_file(path, ErrorKind::kData); });
+  require(fs::is_regular_file(status), ErrorKind::kData, "{}: not a regular file", path.string());
+  const nlohmann::json json = read_json_file(path, ErrorKind::kData);
   const JsonSource source{path.string(), ErrorKind::kData};
   const JsonObject object(json, source);
   refuse_unknown_keys(
@@ -265,7 +264,7 @@ std::string ShardManifest::fingerprint() const {
 void verify_file(const ShardManifest& manifest, const ManifestFile& file) {
   verify_size(manifest, file);
   const fs::path path = manifest.path_of(file);
-  const FileDigest digest = as_data_error([&] { return digest_file(path); });
+  const FileDigest digest = digest_file(path);
   require(hash_text(digest.xxh3) == file.xxh3, ErrorKind::kData,
           "{}: its contents have hash {}, manifest.json says {}; it is damaged or was replaced",
           path.string(), hash_text(digest.xxh3), file.xxh3);
@@ -278,7 +277,7 @@ void verify_files(const ShardManifest& manifest, const VerifyOptions& options) {
   std::int64_t total = 0;
   for (const ManifestFile* file : all_files(manifest)) {
     verify_size(manifest, *file);
-    const FileStamp stamp = as_data_error([&] { return stamp_of(manifest.path_of(*file)); });
+    const FileStamp stamp = stamp_of(manifest.path_of(*file));
     if (options.verification == Verification::kChanged &&
         verified.contains(file->name, stamp, file->xxh3)) {
       continue;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -55,6 +56,7 @@ class TokenDataset::ShardPool {
   ShardPool(const ShardManifest& manifest, DocumentStarts document_starts)
       : document_starts_(document_starts),
         max_open_(std::clamp<std::size_t>(manifest.shards.size(), 1, max_open_shards())),
+        versions_(manifest.shards.size()),
         shards_(manifest.shards.size()) {}
 
   std::shared_ptr<const LoadedShard> get(const ShardManifest& manifest, std::size_t index) {
@@ -63,6 +65,8 @@ class TokenDataset::ShardPool {
     recent_.push_front(index);
     if (!shards_[index]) {
       TokenShard shard = open_shard(manifest, index, kCacheBytes / max_open_);
+      if (!versions_[index]) versions_[index] = shard.version();
+      shard.require_version(*versions_[index]);
       std::vector<std::int64_t> starts;
       if (document_starts_ == DocumentStarts::kRead) starts = shard.read_document_starts();
       shards_[index] =
@@ -79,6 +83,7 @@ class TokenDataset::ShardPool {
   const DocumentStarts document_starts_;
   const std::size_t max_open_;
   std::mutex mutex_;
+  std::vector<std::optional<ShardVersion>> versions_;       ///< as first opened
   std::vector<std::shared_ptr<const LoadedShard>> shards_;  ///< null: not open
   std::list<std::size_t> recent_;                           ///< open ones, last used first
 };

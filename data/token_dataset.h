@@ -56,7 +56,7 @@ class TokenDataset {
   std::string summary() const;
 
   /// Fills `row` with row `index`. Errors: Data naming file, row, column and value when a token is
-  /// outside the data's vocabulary.
+  /// outside the data's vocabulary; naming the file when somebody wrote to it since open().
   void read_row(std::int64_t index, const RowView& row) const;
 
  private:

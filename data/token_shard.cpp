@@ -1,10 +1,15 @@
 #include "data/token_shard.h"
 
 #include <H5PLpublic.h>
+#include <fcntl.h>
 #include <hdf5.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstring>
 #include <mutex>
 #include <string_view>
 #include <utility>
@@ -271,6 +276,26 @@ void read_run(hid_t dataset, const Extents& extents, hsize_t first, hsize_t coun
   check(path, read, "read");
 }
 
+/// Fails when it is the system that does not open a file, which HDF5 does not tell from a bad one.
+void require_readable(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  require(descriptor >= 0 || errno == ENOENT, ErrorKind::kIo, "cannot open '{}': {}", path.string(),
+          std::strerror(errno));
+  if (descriptor >= 0) ::close(descriptor);
+}
+
+/// The version of the file that HDF5 has open, whatever has its name now.
+ShardVersion version_of(hid_t file, const fs::path& path) {
+  void* descriptor = nullptr;  // HDF5's default driver hands out its own
+  check(path, H5Fget_vfd_handle(file, H5P_DEFAULT, &descriptor) >= 0, "examine it");
+  struct stat status {};
+  require(::fstat(*static_cast<int*>(descriptor), &status) == 0, ErrorKind::kIo,
+          "cannot examine '{}': {}", path.string(), std::strerror(errno));
+  return {
+      .bytes = status.st_size,
+      .modified_ns = std::int64_t{1'000'000'000} * status.st_mtim.tv_sec + status.st_mtim.tv_nsec};
+}
+
 }  // namespace
 
 struct TokenShard::Handles {
@@ -290,11 +315,13 @@ TokenShard::TokenShard(fs::path path, std::size_t cache_bytes)
   cache_bytes = std::min(cache_bytes, kMaxCacheBytes);
   const Hdf5Lock lock;
   Handles& h = *handles_;
+  require_readable(path_);
   if (H5Fis_hdf5(path_.c_str()) <= 0) refuse(path_, "not an HDF5 file");
   const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   H5Pset_file_locking(access.get(), false, true);  // finished shards never change; NFS may not lock
   h.file = Handle(H5Fopen(path_.c_str(), H5F_ACC_RDONLY, access.get()), H5Fclose);
   check(path_, static_cast<bool>(h.file), "open it");
+  version_ = version_of(h.file.get(), path_);
 
   const bool has_starts = check_links(h.file.get(), path_);
   h.tokens = open_dataset(h.file.get(), "tokens", cache_bytes, path_);
@@ -331,6 +358,17 @@ std::optional<std::int64_t> TokenShard::attribute(const std::string& name) const
   return value;
 }
 
+void TokenShard::require_version(const ShardVersion& expected) const {
+  ShardVersion now;
+  {
+    const Hdf5Lock lock;
+    now = version_of(handles_->file.get(), path_);
+  }
+  if (now != expected)
+    refuse(path_, "changed while it was in use: it had {} bytes and has {}{}", expected.bytes,
+           now.bytes, now.bytes == expected.bytes ? ", with another modification time" : "");
+}
+
 void TokenShard::read_tokens(std::int64_t first, std::span<std::int64_t> values) const {
   const auto count = static_cast<std::int64_t>(values.size());
   const std::int64_t width = std::max<std::int64_t>(row_length_, 1);
@@ -339,9 +377,13 @@ void TokenShard::read_tokens(std::int64_t first, std::span<std::int64_t> values)
           ErrorKind::kInternal, "{}: {} tokens from {} on were asked for, it has {} in rows of {}",
           path_.string(), count, first, tokens_, width);
   if (count == 0) return;
-  const Hdf5Lock lock;
-  read_run(handles_->tokens.get(), handles_->extents, static_cast<hsize_t>(first / width),
-           static_cast<hsize_t>(count / width), values.data(), path_);
+  require_version(version_);
+  {
+    const Hdf5Lock lock;
+    read_run(handles_->tokens.get(), handles_->extents, static_cast<hsize_t>(first / width),
+             static_cast<hsize_t>(count / width), values.data(), path_);
+  }
+  require_version(version_);
 }
 
 std::vector<std::int64_t> TokenShard::read_document_starts() const {

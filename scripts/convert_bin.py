@@ -21,6 +21,10 @@ def fail(message):
     sys.exit(f"convert_bin.py: {message}")
 
 
+def first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
 def find_files(source):
     """The .bin files that INPUT stands for."""
     if source.is_file():
@@ -30,7 +34,10 @@ def find_files(source):
         return [single]
     if not index.is_file():
         fail(f"'{source}' has neither {single.name} nor {index.name}")
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        fail(f"'{index}' is not an index of weights: {first_line(error)}")
     for name in names:
         if Path(name).name != name:
             fail(f"'{index}' names '{name}', which is not a file of this folder")
@@ -43,7 +50,13 @@ def load_tensors(files):
 
     tensors, owners = {}, {}
     for file in files:
-        for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of any class: it depends on what the file is instead
+            fail(f"cannot load '{file}': {first_line(error)}")
+        if not isinstance(loaded, dict):
+            fail(f"'{file}' holds no dictionary of tensors")
+        for name, tensor in loaded.items():
             if not isinstance(tensor, torch.Tensor):
                 fail(f"'{file}': '{name}' is not a tensor; is this a training state?")
             if name in tensors:

@@ -221,7 +221,9 @@ class ShardFolder:
     def _check_recipe(self):
         path = self.path / RECIPE
         recipe = json.loads(json.dumps(self.spec.recipe))
-        if path.exists():
+        if not any(self.path.glob("*.h5")) and not (self.path / MANIFEST).exists():
+            write_atomically(path, json_bytes(recipe))  # nothing yet hangs on an earlier one
+        elif path.exists():
             begun = json.loads(path.read_text(encoding="utf-8"))
             differing = sorted(k for k in {*begun, *recipe} if begun.get(k) != recipe.get(k))
             if differing:
@@ -232,10 +234,8 @@ class ShardFolder:
                     f"{self.path} was begun with other inputs or options ({changes}); choose "
                     "another --output, or remove the folder to begin anew"
                 )
-        elif any(self.path.glob("*.h5")) or (self.path / MANIFEST).exists():
-            raise UsageError(f"{self.path} holds shards that this program did not write")
         else:
-            write_atomically(path, json_bytes(recipe))
+            raise UsageError(f"{self.path} holds shards that this program did not write")
 
     def _shard_path(self, index):
         return self.path / f"shard_{index:05d}.h5"

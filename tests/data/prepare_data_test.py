@@ -359,6 +359,16 @@ def test_other_options_or_input_are_refused(tokenizer, jsonl, tmp_path, undistur
     assert before == {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
 
 
+def test_input_that_failed_can_be_mended(tokenizer, jsonl, tmp_path, undisturbed, capsys):
+    good = jsonl.read_bytes()
+    jsonl.write_bytes(b"no JSON\n")
+    arguments = text_arguments(jsonl, tokenizer, tmp_path / "out")
+    assert run(*arguments) == 3
+    jsonl.write_bytes(good)
+    assert run(*arguments) == 0, capsys.readouterr().err
+    same_results(undisturbed, tmp_path / "out")
+
+
 def test_foreign_or_missing_shards_are_refused(tokenizer, jsonl, tmp_path, undisturbed, capsys):
     foreign = tmp_path / "foreign" / "train"
     foreign.mkdir(parents=True)

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <utility>
 
 #include "data/file.h"
@@ -164,6 +165,16 @@ TEST(TokenDataset, TokensOutsideTheVocabularyAreFound) {
     EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(stream, 2); }),
                 HasSubstr(fmt::format("position 13: token {}", bad)));
   }
+}
+
+TEST(TokenDataset, TokensBeyondItsRangeAreNotGivenAnotherValue) {
+  const TemporaryFolder folder;
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
+  write_shards(folder.path(),
+               {{.tokens = {1, 2, kLargest, 3, 4}, .row_length = 5, .type = "uint64"}}, 50);
+  const auto rows = TokenDataset::open(folder.path(), {.seq_len = 5, .vocab_size = 64});
+  EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(rows, 0); }),
+              HasSubstr("token 9223372036854775807 or more is outside"));
 }
 
 TEST(TokenDataset, SaysWhatItHolds) {
@@ -325,6 +336,40 @@ TEST(TokenDataset, TheFirstDamagedFileIsNamedWhateverTheThreads) {
   }
 }
 
+TEST(TokenDataset, ShardsThatChangeUnderItAreNotReadOn) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "shard_00000.h5";
+  write_shards(folder.path(), {{.tokens = some_tokens(3000, 100), .chunk = 0}}, 100);
+  const auto bytes = fs::file_size(path);
+  const auto dataset = TokenDataset::open(folder.path(), kSmall);
+  const auto said = [&] { return error_of(ErrorKind::kData, [&] { read_row(dataset, 700); }); };
+  EXPECT_NO_THROW(read_row(dataset, 700));
+  fs::resize_file(path, 3000);  // HDF5 would read zeros
+  EXPECT_THAT(said(), HasSubstr(fmt::format("{}: changed while it was in use: it had {} bytes and "
+                                            "has 3000",
+                                            path.string(), bytes)));
+  fs::resize_file(path, bytes);
+  EXPECT_THAT(said(), HasSubstr("another modification time"));
+}
+
+TEST(TokenDataset, ShardsThatWereReplacedAreNotReadOn) {
+  const TemporaryFolder folder;
+  std::vector<ShardContents> shards;
+  for (int i = 0; i < 50; ++i) shards.push_back({.tokens = {i, i, i, i, i}, .row_length = 5});
+  write_shards(folder.path(), shards, 50);
+  const DescriptorLimit limit(120);  // of which 40 shards may take one each
+  const auto dataset = TokenDataset::open(folder.path(), kSmall);
+  const auto replace = [&](const char* name) {
+    write_shard(folder / "new.h5", {.tokens = {9, 9, 9, 9, 9}, .row_length = 5});
+    fs::rename(folder / "new.h5", folder / name);
+  };
+  replace("shard_00049.h5");
+  EXPECT_EQ(read_row(dataset, 49).tokens[0], 49);  // still open, and still what it was
+  replace("shard_00000.h5");
+  EXPECT_THAT(error_of(ErrorKind::kData, [&] { read_row(dataset, 0); }),
+              HasSubstr("shard_00000.h5: changed while it was in use"));
+}
+
 TEST(TokenDataset, FoldersWithoutShardsAreRefused) {
   const TemporaryFolder folder;
   EXPECT_THAT(refusal(folder / "absent", kSmall), HasSubstr("absent: no such folder"));
@@ -333,6 +378,16 @@ TEST(TokenDataset, FoldersWithoutShardsAreRefused) {
   EXPECT_THAT(refusal(folder / "file", kSmall), HasSubstr("no such folder"));
   fs::create_directory(folder / "manifest.json");
   EXPECT_THAT(refusal(folder.path(), kSmall), HasSubstr("manifest.json"));
+}
+
+TEST(TokenDataset, WhatTheSystemRefusesIsNoFaultOfTheData) {
+  const TemporaryFolder folder;
+  const fs::path loop = folder / "manifest.json";
+  fs::create_symlink(loop, loop);
+  for (const fs::path& path : {loop, folder.path()}) {
+    EXPECT_THAT(error_of(ErrorKind::kIo, [&] { TokenDataset::open(path, kSmall); }),
+                HasSubstr("manifest.json': Too many levels of symbolic links"));
+  }
 }
 
 TEST(TokenDataset, ManifestsThatContradictAreRefused) {
@@ -394,8 +449,12 @@ TEST(TokenDataset, ShardsThatContradictTheManifestAreRefused) {
                            "bos_token_id", "eos_token_id", "pad_token_id"}) {
     ShardContents shard = rows;
     shard.attributes[name] = 7;
-    EXPECT_THAT(claim(shard, rows), HasSubstr(fmt::format("attribute `{}` is 7", name)));
+    EXPECT_THAT(claim(shard, rows), HasSubstr(fmt::format("attribute `{}` is 7, manifest", name)));
   }
+  ShardContents without = rows;
+  without.attributes = {{"source_bytes", -1}};
+  EXPECT_THAT(claim(without, rows),
+              HasSubstr("attribute `source_bytes` is -1, manifest.json says nothing"));
   ShardContents agreeing = rows;
   agreeing.attributes = {{"format_version", 1}, {"vocab_size", 50}, {"tokens", 20}, {"other", 7}};
   write_shards(folder.path(), {agreeing}, 50);

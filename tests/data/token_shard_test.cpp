@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <sys/resource.h>
 
 #include <fstream>
 
@@ -225,6 +226,18 @@ TEST(TokenShard, RefusesLinks) {
     H5Lcreate_hard(file, "/", file, "tokens", H5P_DEFAULT, H5P_DEFAULT);
   });
   EXPECT_THAT(refusal(hard_loop), HasSubstr("cannot open `tokens`"));
+}
+
+TEST(TokenShard, DoesNotCallAFileBadThatTheSystemDoesNotOpen) {
+  const TemporaryFolder folder;
+  write_shard(folder / "good.h5", {.tokens = {1, 2, 3}});
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};  // the standard streams
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const std::string said = error_of(ErrorKind::kIo, [&] { TokenShard shard(folder / "good.h5"); });
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_THAT(said, HasSubstr("good.h5': Too many open files"));
 }
 
 TEST(TokenShard, RefusesDataOutsideTheFile) {

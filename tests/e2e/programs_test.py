@@ -43,6 +43,19 @@ def test_lost_output_is_an_error(world):
         assert "cannot write to standard output" in result.stderr, command
 
 
+def test_a_closed_output_is_an_error(world):
+    for program, *arguments in commands(world):
+        said = run(program, *arguments, code=7, preexec_fn=lambda: os.close(1)).stderr
+        assert "cannot write to standard output" in said, (program, arguments, said)
+
+
+@pytest.mark.parametrize("prompt", [b"abc\xff", b"abc\xe2\x82", b"abc\xed\xa0\x80"])
+def test_prompts_are_utf_8(prompt, world):
+    arguments = [BIN / "generate", "--model", world / "model", "--prompt", prompt]
+    result = subprocess.run(arguments, capture_output=True)
+    assert result.returncode == 2 and b"not UTF-8 from byte 3 on" in result.stderr, result
+
+
 def test_generate_stops_when_its_reader_has_gone(world):
     command = [BIN / "generate", "--model", world / "model", "--prompt", "abc", "-n", str(10**9), "--ignore-end"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

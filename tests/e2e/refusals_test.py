@@ -267,6 +267,9 @@ def test_small_models_generate_and_score(finished, data, tmp_path):
     for bad in ["[[1, 61]]", "[[1], [2, 3]]", "[[-1]]", "[]", "{}", "[[1.5]]", "[[true]]"]:
         (tmp_path / "ids.json").write_text(bad)
         run("evaluate", "--model", finished, "--ids", tmp_path / "ids.json", "--logits", tmp_path / "no", code=3)
+    (tmp_path / "ids.json").write_text("[[]]")
+    said = run("evaluate", "--model", finished, "--ids", tmp_path / "ids.json", "--logits", tmp_path / "no", code=3)
+    assert "list 0 is empty" in said.stderr
     assert not (tmp_path / "no").exists()
     scored = run("evaluate", "--model", finished, "--data", data / "validation", "--json").stdout
     assert '"targets": 155' in scored  # 5 rows of 32 tokens, 31 targets each

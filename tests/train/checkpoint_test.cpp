@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
@@ -286,6 +287,24 @@ TEST_F(CheckpointTest, AStateOfAnotherStepIsRejectedAndNamed) {
   EXPECT_THAT(log_, HasSubstr("holds step 2 by MANIFEST.json and step 7 by trainer_state.json"));
 }
 
+TEST_F(CheckpointTest, AStateWithImpossibleCountsIsRejected) {
+  save({1, 2});
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
+  const std::pair<const char*, TrainerState> cases[] = {
+      {"tokens: -1", {.step = 2, .tokens = -1, .next_row = 16}},
+      {"tokens: 9223372036854775807", {.step = 2, .tokens = kLargest, .next_row = 16}},
+      {"next_row: -1", {.step = 2, .tokens = 2000, .next_row = -1}},
+      {"next_row: 9223372036854775807", {.step = 2, .tokens = 2000, .next_row = kLargest}},
+      {"step: 2, expected 0 to the 1 rows", {.step = 2, .tokens = 2000, .next_row = 1}},
+  };
+  for (const auto& [message, state] : cases) {
+    overwrite(folder_of(2) / TrainerState::kFileName, to_text(state));
+    renew_manifest(folder_of(2));
+    EXPECT_EQ(resumed_step(), 1);
+    EXPECT_THAT(log_, HasSubstr(std::string("trainer_state.json: ") + message));
+  }
+}
+
 TEST_F(CheckpointTest, SaysWhetherOlderOnesWent) {
   const auto removes = [&](CheckpointStore& store, std::int64_t step) {
     store.save(state_at(step), tiny_store_config(), tiny_store(1), {});
@@ -487,6 +506,27 @@ TEST_F(CheckpointTest, RemovesOnlyWhatItMade) {
             (std::vector<std::string>{"latest", "other.tmp-1", "step_00000001",
                                       "step_00000002.tmp-foreign"}));
   EXPECT_EQ(contents_of(checkpoints / "step_00000002.tmp-foreign/data"), "precious");
+}
+
+TEST_F(CheckpointTest, SetsAsideWhatIsInTheWay) {
+  save({1});
+  fs::create_directory(folder_of(2));
+  overwrite(folder_of(2) / "data", "precious");
+  overwrite(folder_of(3), "a file");
+  fs::create_symlink("nowhere", folder_of(4));
+  overwrite(folder_of(4).string() + ".not-a-checkpoint-1", "of an earlier time");
+  testing::internal::CaptureStderr();
+  save({2, 3, 4});
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("is now 'step_00000004.not-a-"));
+  for (const std::int64_t step : {2, 3, 4}) verify_folder(folder_of(step));
+  const auto aside = [&](int step, int number) {
+    return fs::path(fmt::format("{}.not-a-checkpoint-{}", folder_of(step).string(), number));
+  };
+  EXPECT_EQ(contents_of(aside(2, 1) / "data"), "precious");
+  EXPECT_EQ(contents_of(aside(3, 1)), "a file");
+  EXPECT_EQ(contents_of(aside(4, 1)), "of an earlier time");
+  EXPECT_EQ(fs::read_symlink(aside(4, 2)), "nowhere");
+  EXPECT_EQ(resumed_step(), 4);
 }
 
 TEST_F(CheckpointTest, OneRunPerFolder) {

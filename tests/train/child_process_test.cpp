@@ -6,6 +6,8 @@
 #include <csignal>
 #include <stdexcept>
 
+#include "core/error.h"
+
 namespace jiboia {
 namespace {
 
@@ -20,6 +22,17 @@ TEST(ChildProcess, PassesMessagesOn) {
   const std::string longer_than_a_pipe(1 << 20, 'x');
   EXPECT_EQ(run_in_child([&] { throw std::runtime_error(longer_than_a_pipe); }),
             longer_than_a_pipe);
+}
+
+TEST(ChildProcess, TellsFailuresOfTheSystemFromOthers) {
+  EXPECT_EQ(run_in_child([] { fail(ErrorKind::kData, "row 5"); }), "row 5");
+  try {
+    run_in_child([] { fail(ErrorKind::kIo, "no descriptor"); });
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kIo);
+    EXPECT_STREQ(error.what(), "no descriptor");
+  }
 }
 
 TEST(ChildProcess, OutlivesCrashes) {

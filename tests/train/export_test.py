@@ -168,6 +168,22 @@ def test_does_not_run_code_of_bin_files(source, tmp_path):
     assert not (tmp_path / "attacked").exists() and not (source / "model.safetensors").exists()
 
 
+def test_names_a_bin_file_that_is_none(source):
+    source.mkdir()
+    weights = source / "pytorch_model.bin"
+    index = source / "pytorch_model.bin.index.json"
+    torch.save([torch.ones(2)], source / "list.bin")
+    cases = [(weights, content) for content in (b"", b"garbage", bytes(5000), b"PK\x03\x04" + bytes(99))]
+    cases += [(weights, (source / "list.bin").read_bytes())]
+    cases += [(index, content) for content in (b"{", b"[]", b"{}", b'{"weight_map": 5}', b"\xff")]
+    for path, content in cases:
+        path.write_bytes(content)
+        result = subprocess.run([sys.executable, CONVERT_BIN, source], capture_output=True, text=True)
+        assert result.returncode == 1 and str(path) in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1 and result.stdout == "", result.stderr
+        path.unlink()
+
+
 def test_refusals(source, output, tmp_path):
     save_model(source)
     before = (source / "model.safetensors").read_bytes()

@@ -141,7 +141,7 @@ TEST_F(HfConfigTest, ReadsPublishedConfigurations) {
 
 TEST_F(HfConfigTest, ReadsAutomaticAndAbsentValues) {
   const ModelConfig config = read(R"({"model_type": "mamba", "hidden_size": 100, "expand": null,
-    "time_step_rank": "auto", "intermediate_size": 7, "hidden_act": "swish",
+    "time_step_rank": "auto", "intermediate_size": 200, "hidden_act": "swish",
     "bos_token_id": null})");
   EXPECT_EQ(config.time_step_rank, 7);  // ceil(100 / 16)
   EXPECT_EQ(config.intermediate_size(), 200);
@@ -202,6 +202,10 @@ TEST_F(HfConfigTest, RefusesImpossibleValues) {
               HasSubstr("vocab_size"));
   EXPECT_THAT(refusal(R"({"d_model": 8, "pad_vocab_size_multiple": 0})"),
               HasSubstr("pad_vocab_size_multiple"));
+  for (const char* size : {"0", "-2", "1535", "9223372036854775807"}) {
+    EXPECT_THAT(refusal(fmt::format(R"({{"model_type": "mamba", "intermediate_size": {}}})", size)),
+                HasSubstr(fmt::format("intermediate_size: is {}, expected 1536: expand 2", size)));
+  }
   EXPECT_THAT(refusal("[]"), HasSubstr("object"));
   EXPECT_THAT(refusal(R"({"model_type": "mamba", "model_type": "mamba"})"),
               HasSubstr("model_type"));

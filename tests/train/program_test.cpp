@@ -156,6 +156,23 @@ TEST(Program, SaysWhenItsOutputIsLost) {
               StartsWith("snake: io: cannot write to standard output: No space left"));
 }
 
+TEST(Program, SaysWhenItHasNoOutput) {
+  const auto print = [] { return std::puts("scales") < 0 ? 9 : 0; };
+  for (const auto& [body, code] :
+       {std::pair<std::function<int()>, int>(print, 7), {[] { return 0; }, 0}}) {
+    std::fflush(stdout);
+    const int saved = dup(STDOUT_FILENO);
+    close(STDOUT_FILENO);
+    CLI::App app;
+    std::string name = "snake";
+    char* argv[] = {name.data(), nullptr};
+    EXPECT_EQ(run_program("snake", app, 1, argv, body), code);
+    dup2(saved, STDOUT_FILENO);
+    close(saved);
+    std::clearerr(stdout);
+  }
+}
+
 TEST(Program, OpensNoFileAsAStandardStream) {
   std::fflush(stdout);
   std::vector<int> saved;

@@ -115,6 +115,17 @@ def test_verify_survives_what_hdf5_may_not(folder):
         assert result.stdout.startswith("shard_00000.h5: ")
 
 
+def test_verify_tells_a_failing_system_from_bad_data(folder):
+    command = 'ulimit -n 4; exec "$0" verify "$1"'
+    result = subprocess.run(
+        ["sh", "-c", command, PROGRAM, folder], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 7, result
+    assert result.stdout.count(": NOT CHECKED: cannot ") == 3, result
+    assert "Too many open files" in result.stdout
+    assert "3 of 3 files could not be checked" in result.stderr
+
+
 def test_bad_folders(tmp_path):
     for command in ("inspect", "verify"):
         result = shards(command, tmp_path / "absent")

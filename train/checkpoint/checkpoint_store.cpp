@@ -82,6 +82,18 @@ bool is_ours(const fs::path& folder) {
          (fs::exists(folder / kMarker) || fs::is_empty(folder));
 }
 
+/// Renames what has a checkpoint's name and is none of ours to one that counts for nothing.
+void set_aside(const fs::path& path) {
+  fs::path aside;
+  for (int i = 1; aside.empty() || fs::exists(fs::symlink_status(aside)); ++i) {
+    aside = path;
+    aside += fmt::format(".not-a-checkpoint-{}", i);
+  }
+  rename_path(path, aside);
+  log::warning("'{}' is no checkpoint of this program and in the way of one; it is now '{}'",
+               path.string(), aside.filename().string());
+}
+
 void remove_unfinished(const fs::path& folder) {
   static const std::regex kName(R"(step_\d{8,18}\.tmp-.*)");
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -247,9 +259,14 @@ void CheckpointStore::write(const fs::path& folder, const TrainerState& state,
 
 void CheckpointStore::commit(const fs::path& temporary, std::int64_t step) {
   const fs::path folder = path_of(step);
-  // Only a damaged checkpoint can have the name of one that is yet to come.
+  // Only a damaged checkpoint can have the name of one that is yet to come, or what is none at all.
   std::optional<fs::path> retired;
-  if (fs::exists(fs::symlink_status(folder))) retired = retire(folder);
+  if (const fs::file_status there = fs::symlink_status(folder); fs::exists(there)) {
+    if (fs::is_directory(there) && fs::exists(folder / kMarker))
+      retired = retire(folder);
+    else
+      set_aside(folder);
+  }
   rename_path(temporary, folder);
   fsync_directory(folder_);
   newest_good_step_ = step;

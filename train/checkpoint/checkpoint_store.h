@@ -25,7 +25,8 @@ namespace jiboia {
 ///  manifest;
 ///     only then do older ones go, each renamed to a .tmp- name before its files are removed.
 ///
-/// A folder is only ever removed when it holds our marker file.
+/// A folder is only ever removed when it holds our marker file. What else has the name of a
+/// checkpoint to come is renamed, with a warning.
 class CheckpointStore {
  public:
   /// Removes what dead runs left unfinished. `folder` must outlive the store. Errors: Io.

@@ -89,6 +89,15 @@ TrainerState read_trainer_state(const std::filesystem::path& folder) {
   state.tokens = json.get_int64("tokens");
   state.next_row = json.get_int64("next_row");
   state.inputs.data_fingerprint = json.get_string("data_fingerprint");
+  // A step takes at least a row, and a row has at least a token; sums of such numbers fit int64.
+  constexpr std::int64_t kMost = std::int64_t{1} << 62;
+  if (state.tokens < 0 || state.tokens > kMost)
+    json.fail_at("tokens", fmt::format("{}, expected 0 to 2^62", state.tokens));
+  if (state.next_row < 0 || state.next_row > state.tokens)
+    json.fail_at("next_row",
+                 fmt::format("{}, expected 0 to the {} tokens", state.next_row, state.tokens));
+  if (state.step < 0 || state.step > state.next_row)
+    json.fail_at("step", fmt::format("{}, expected 0 to the {} rows", state.step, state.next_row));
   const JsonObject config = json.get_object("config");
   for (const auto& member : json.at("config").items())
     state.inputs.config[member.key()] = config.get_string(member.key());

@@ -118,6 +118,12 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
       resolved(is_mamba_ssm ? read_mamba_ssm(json) : read_hugging_face(value, json));
   if (const auto problem = find_problem(config))
     fail(ErrorKind::kCheckpoint, "{}: {}", path.string(), problem->message);
+  const std::int64_t inner = config.intermediate_size();
+  if (!is_mamba_ssm && json.get_int64("intermediate_size", inner) != inner)
+    json.fail_at(
+        "intermediate_size",
+        fmt::format("is {}, expected {}: expand {} times hidden_size {}",
+                    json.get_int64("intermediate_size"), inner, config.expand, config.hidden_size));
   return config;
 }
 

@@ -8,7 +8,7 @@
 namespace jiboia {
 
 /// Reads the shape of a model from folder/config.json: Hugging Face's (model_type "mamba"; missing
-/// fields take MambaConfig's defaults, intermediate_size is worked out as MambaConfig does) or
+/// fields take MambaConfig's defaults, intermediate_size can only be expand * hidden_size) or
 /// mamba_ssm's own (d_model, n_layer, ssm_cfg, ...; the vocabulary is padded as mamba_ssm does).
 /// Errors: Io; Checkpoint, naming file and field, when it is no such model or has an impossible
 /// size.

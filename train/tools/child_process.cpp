@@ -11,6 +11,11 @@
 #include "core/error.h"
 
 namespace jiboia {
+namespace {
+
+constexpr int kSystemFailed = 2;  ///< exit status of a task that threw an error of kind Io
+
+}  // namespace
 
 std::string run_in_child(const std::function<void()>& task) {
   int ends[2];
@@ -21,13 +26,17 @@ std::string run_in_child(const std::function<void()>& task) {
   if (child == 0) {
     ::close(ends[0]);
     std::string message;
+    int status = 0;
     try {
       task();
+    } catch (const Error& error) {
+      message = error.what();
+      status = error.kind() == ErrorKind::kIo ? kSystemFailed : 0;
     } catch (const std::exception& error) {
       message = error.what();
     }
     const bool told = ::write(ends[1], message.data(), message.size()) == std::ssize(message);
-    ::_exit(told ? 0 : 1);
+    ::_exit(told ? status : 1);
   }
   ::close(ends[1]);
   std::string message;
@@ -42,6 +51,7 @@ std::string run_in_child(const std::function<void()>& task) {
   }
   if (WIFSIGNALED(status))
     return fmt::format("reading it crashed: {}", ::strsignal(WTERMSIG(status)));
+  if (WEXITSTATUS(status) == kSystemFailed) fail(ErrorKind::kIo, "{}", message);
   if (WEXITSTATUS(status) != 0) return "reading it failed";
   return message;
 }

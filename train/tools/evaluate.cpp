@@ -115,7 +115,9 @@ std::vector<std::vector<std::int32_t>> read_ids(const std::string& path, std::in
           "{}: expected a list of lists of token ids", path);
   std::vector<std::vector<std::int32_t>> rows;
   for (const auto& list : json) {
-    require(list.is_array() && !list.empty() && list.size() == json[0].size(), ErrorKind::kData,
+    require(!list.is_array() || !list.empty(), ErrorKind::kData, "{}: list {} is empty", path,
+            rows.size());
+    require(list.is_array() && list.size() == json[0].size(), ErrorKind::kData,
             "{}: list {} is not a list of {} ids as the first", path, rows.size(), json[0].size());
     auto& row = rows.emplace_back();
     for (const auto& id : list) {

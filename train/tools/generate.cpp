@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "data/tokenizer.h"
+#include "data/tokenizer/utf8.h"
 #include "train/generator.h"
 #include "train/loaded_model.h"
 #include "train/memory_plan.h"
@@ -23,6 +24,9 @@ struct Arguments {
 };
 
 int generate(const Arguments& arguments) {
+  const std::size_t valid = valid_utf8_prefix(arguments.prompt);
+  require(valid == arguments.prompt.size(), ErrorKind::kInvalidArgument,
+          "--prompt is not UTF-8 from byte {} on", valid);
   Exec exec = make_exec(arguments.compute.device, arguments.compute.threads);
   say_what_precision_means(exec, arguments.compute.precision);
   const Activations activations = activations_for(exec, arguments.compute.precision);

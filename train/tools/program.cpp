@@ -65,11 +65,13 @@ int parse_and_run(const std::string& name, CLI::App& app, int argc, char** argv,
   return code;
 }
 
-/// Files that the program opens must not get the numbers of the standard streams.
+/// Files that the program opens must not get the numbers of the standard streams. Standard output
+/// cannot be written to, so that what is printed is not lost in silence.
 void open_closed_streams() {
   for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (::fcntl(descriptor, F_GETFD) >= 0) continue;
-    const int opened = ::open("/dev/null", O_RDWR);  // the lowest number that is free
+    const int mode = descriptor == STDOUT_FILENO ? O_RDONLY : O_RDWR;
+    const int opened = ::open("/dev/null", mode);  // the lowest number that is free
     require(opened == descriptor, ErrorKind::kIo, "cannot open /dev/null as descriptor {}: {}",
             descriptor, std::strerror(errno));
   }

@@ -16,8 +16,9 @@ namespace jiboia {
 ///
 /// Sets up the process: numbers have a decimal point in every locale; a reader that goes away
 /// (`shards inspect | head`) and a limit on file sizes make writes fail and kill nothing; what the
-/// caller closed of descriptors 0 to 2 is /dev/null, so that no file gets their numbers.
-/// Output to stdout that was lost is an error of kind Io, unless its reader went away.
+/// caller closed of descriptors 0 to 2 is /dev/null, so that no file gets their numbers, and
+/// writing to a stdout that was closed fails. Output to stdout that was lost is an error of kind
+/// Io, unless its reader went away.
 int run_program(const std::string& name, CLI::App& app, int argc, char** argv,
                 const std::function<int()>& body);
 

@@ -84,40 +84,51 @@ void print_table(const Json& facts) {
                  file["xxh3"].get<std::string>());
 }
 
-/// Prints one file's line. `check` throws, or returns what is wrong.
-bool report(const std::string& name, const std::string& counts,
-            const std::function<std::string()>& check) {
-  std::string problem;
+/// How many files are not well.
+struct Findings {
+  std::size_t bad = 0;
+  std::size_t unchecked = 0;  ///< the system failed, the file may be well
+};
+
+/// Prints one file's line and counts it. `check` throws, or returns what is wrong.
+void report(const std::string& name, const std::string& counts,
+            const std::function<std::string()>& check, Findings& findings) {
+  std::string text;
   try {
-    problem = check();
+    const std::string problem = check();
+    text = problem.empty() ? "ok" + counts : "BAD: " + problem;
+    findings.bad += problem.empty() ? 0 : 1;
   } catch (const Error& error) {
-    problem = error.what();
+    const bool unchecked = error.kind() == ErrorKind::kIo;
+    text = fmt::format("{}: {}", unchecked ? "NOT CHECKED" : "BAD", error.what());
+    ++(unchecked ? findings.unchecked : findings.bad);
   }
-  fmt::print("{}: {}\n", name, problem.empty() ? "ok" + counts : "BAD: " + problem);
+  fmt::print("{}: {}\n", name, text);
   std::fflush(stdout);
-  return problem.empty();
 }
 
 int verify(const ShardManifest& manifest) {
-  std::size_t bad = 0;
+  Findings findings;
   for (std::size_t i = 0; i < manifest.shards.size(); ++i) {
     const ManifestShard& shard = manifest.shards[i];
-    const bool good = report(shard.name, fmt::format(", {} tokens", shard.tokens), [&] {
+    const auto check = [&] {
       verify_file(manifest, shard);
       return run_in_child([&] { check_shard(manifest, i); });
-    });
-    bad += good ? 0 : 1;
+    };
+    report(shard.name, fmt::format(", {} tokens", shard.tokens), check, findings);
   }
   for (const auto& file : manifest.tokenizer_files) {
-    const bool good = report(file.name, "", [&] {
+    const auto check = [&] {
       verify_file(manifest, file);
       return std::string();
-    });
-    bad += good ? 0 : 1;
+    };
+    report(file.name, "", check, findings);
   }
   const std::size_t files = manifest.shards.size() + manifest.tokenizer_files.size();
-  require(bad == 0, ErrorKind::kData, "{}: {} of {} files are bad", manifest.folder.string(), bad,
-          files);
+  require(findings.bad == 0, ErrorKind::kData, "{}: {} of {} files are bad",
+          manifest.folder.string(), findings.bad, files);
+  require(findings.unchecked == 0, ErrorKind::kIo, "{}: {} of {} files could not be checked",
+          manifest.folder.string(), findings.unchecked, files);
   fmt::print("{}: {} files, {} tokens, all well\n", manifest.folder.string(), files,
              manifest.tokens);
   return 0;
