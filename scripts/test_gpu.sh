@@ -147,6 +147,7 @@ examine() {
     "${check[@]}" --print-limit 1000 --report-api-errors no "$@"
     return
   fi
+  check+=(--num-cuda-barriers 1024)  # two for each of our blocks
   # Our kernels alone: the libraries' take long, and synchronise by means that racecheck misreads.
   log=$(mktemp)
   "${check[@]}" --print-limit 1000 --kernel-name kns=jiboia "$@" >"$log" 2>&1 || code=$?
