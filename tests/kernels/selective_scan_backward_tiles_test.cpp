@@ -168,7 +168,7 @@ TEST(SelectiveScanTilesCuda, LeaveItToTheGeneralKernelsWhereTold) {
 #endif
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   for (std::int64_t L :
        cases<std::int64_t>({1, 4, 9, 31}, {2, 3, 5, 7, 8, 12, 13, 16, 17, 24, 65})) {
     SCOPED_TRACE(L);
@@ -178,7 +178,7 @@ TEST(SelectiveScanTilesCuda, PassOpCheckAtManyLengths) {
 }
 
 TEST(SelectiveScanTilesCuda, PassOpCheckAtManyWidths) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   for (std::int64_t D : cases<std::int64_t>({64, 288}, {96, 160, 256, 544})) {
     SCOPED_TRACE(D);
     check_tiles(tiles_check(2, 11, D));
@@ -187,11 +187,12 @@ TEST(SelectiveScanTilesCuda, PassOpCheckAtManyWidths) {
 }
 
 TEST(SelectiveScanTilesCuda, PlantedErrorsAreCaught) {
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   check_tiles(tiles_check(2, 10, 32), PlantErrors::kYes);
 }
 
 TEST(SelectiveScanTilesCuda, TakeSlicesOfColumns) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   // Of b and c, columns at multiples of 8 and at others.
   for (const std::int64_t before : {8, 3}) {
     auto check = tiles_check(2, 19, 64);
@@ -209,7 +210,7 @@ TEST(SelectiveScanTilesCuda, TakeSlicesOfColumns) {
 }
 
 TEST(SelectiveScanTilesCuda, RefuseColumnsThatBeginInBetween) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   auto check = scan_check(1, 4, 32, 16);
   check.inputs.dt.columns_before = check.inputs.dt.columns_after = 4;
   OpRun<Scan> run(check, Dtype::kBf16);
@@ -225,7 +226,7 @@ TEST(SelectiveScanTilesCuda, RefuseColumnsThatBeginInBetween) {
 }
 
 TEST(SelectiveScanTilesCuda, ForgetAtDocumentStarts) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   for (const Starts& starts : cases<Starts>(
            {{}, {3}, {7, 8, 9}}, {{1}, {4}, {5, 6, 7, 8}, {15, 16, 17}, {32, 40}, {42}})) {
     auto check = tiles_check(2, 43, 32);
@@ -242,7 +243,7 @@ constexpr std::int64_t kTwoPieces = 18 * kPeriod + 6;
 
 // The documents begin around all the places where something is cut.
 TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   for (const Starts& starts :
        cases<Starts>({{}, {87, 88, 119, 120}},
                      {{87}, {88}, {89}, {95, 96, 119, 120}, {23, 24, 25, 127, 128, 129}})) {
@@ -258,7 +259,7 @@ TEST(SelectiveScanTilesCuda, JoinPiecesThatRunAtOnce) {
 }
 
 TEST(SelectiveScanTilesCuda, CarryNanOfEachStateToEarlierPieces) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(1, kTwoPieces, 32, 16), Dtype::kBf16);
   run.in.dt.set((kTwoPieces - 1) * 32, std::numeric_limits<double>::quiet_NaN());
   run.forward_cuda(2);
@@ -271,7 +272,7 @@ TEST(SelectiveScanTilesCuda, CarryNanOfEachStateToEarlierPieces) {
 
 // More rows of work than workers, and not a multiple: some rows go from one worker to the next.
 TEST(SelectiveScanTilesCuda, HandRowsOverFromWorkerToWorker) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   auto check = tiles_check(140, 2 * kPeriod, 32);
   check.inputs.a_log = {.shape = {32, 16}, .low = -7, .high = -3};
   expect_gradients(check);
@@ -281,14 +282,14 @@ TEST(SelectiveScanTilesCuda, HandRowsOverFromWorkerToWorker) {
 }
 
 TEST(SelectiveScanTilesCuda, LeaveNoSumsBehindForBlocksWithFewerChannels) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   // More rows than workers, by turns of 8 tiles and of 1: a worker has some of both, and they
   // are long enough to use every place for sums.
   expect_gradients(tiles_check(140, 4 * kPeriod, 288));
 }
 
 TEST(SelectiveScanTilesCuda, GradientOfZIsRightWhereTheGateIsZero) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(2, 19, 32, 16), Dtype::kBf16);
   run.in.z.fill(0);
   for (std::int64_t i = 0; i < run.in.z.size(); i += 2) run.in.z.set(i, -0.0);
@@ -298,7 +299,7 @@ TEST(SelectiveScanTilesCuda, GradientOfZIsRightWhereTheGateIsZero) {
 }
 
 TEST(SelectiveScanTilesCuda, TakeLargeStatesStepsAndGates) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(2, 37, 32, 16), Dtype::kBf16);
   run.in.a_log.fill(-9);
   for (std::int64_t i = 0; i < run.in.b.size(); ++i) run.in.b.set(i, 40000);

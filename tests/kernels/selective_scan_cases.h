@@ -1,5 +1,5 @@
 #pragma once
-#include "kernels/selective_scan/selective_scan.h"
+#include "kernels/selective_scan/selective_scan_tiles.h"
 #include "tests/support/gpu.h"
 #include "tests/support/op_run.h"
 
@@ -7,6 +7,22 @@
 namespace jiboia::test {
 
 using Scan = SelectiveScan;
+
+/// Whether the GPU has too little shared memory for the fast kernels; false without a GPU.
+inline bool gpu_is_small_for_fast_scan() {
+#if JIBOIA_WITH_CUDA
+  return why_no_gpu().empty() && gpu().gpu().shared_bytes_per_block < scan_tiles::kSharedBytes;
+#else
+  return false;
+#endif
+}
+
+/// Leaves a test of the fast kernels where they cannot run.
+#define JIBOIA_SKIP_WITHOUT_FAST_SCAN()                                                \
+  do {                                                                                 \
+    JIBOIA_SKIP_WITHOUT_GPU();                                                         \
+    if (::jiboia::test::gpu_is_small_for_fast_scan()) GTEST_SKIP() << "a smaller GPU"; \
+  } while (false)
 
 /// Ordinary values of these shapes.
 inline OpCheck<Scan> scan_check(std::int64_t B, std::int64_t L, std::int64_t D, std::int64_t N) {

@@ -106,7 +106,7 @@ void expect_right(OpRun<Scan>& run) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardIsRightAtManySizes) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   const std::int64_t sizes[][3] = {{2, 1, 32},  {1, 2, 64},  {2, 3, 32},  {1, 4, 32},
                                    {3, 5, 96},  {2, 8, 32},  {1, 9, 160}, {2, 31, 64},
                                    {1, 32, 32}, {2, 33, 96}, {1, 65, 32}, {1, 300, 64}};
@@ -118,7 +118,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardIsRightAtManySizes) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardTakesSlicesOfColumns) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   // Of b and c, columns at multiples of 4 and at others.
   for (const std::int64_t before : {8, 3}) {
     auto check = scan_check(2, 19, 64, 16);
@@ -136,7 +136,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardTakesSlicesOfColumns) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardRefusesColumnsThatBeginInBetween) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   auto check = scan_check(1, 4, 32, 16);
   check.inputs.z.columns_before = 2;
   check.inputs.z.columns_after = 2;
@@ -151,7 +151,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardRefusesColumnsThatBeginInBetween) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardForgetsAtDocumentStarts) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   for (const auto& starts : std::vector<std::vector<std::int32_t>>{
            {}, {1}, {3, 4, 5, 6}, {7, 8, 9}, {15, 16, 17}, {16, 32}, {31, 32, 33, 40}, {42}}) {
     auto check = scan_check(2, 43, 32, 16);
@@ -164,7 +164,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardForgetsAtDocumentStarts) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardJoinsSegmentsOfAllLengths) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   auto check = scan_check(2, 83, 64, 16);
   check.inputs.a_log.high = -1;  // far parts still matter
   pack_documents(check, {40, 57});
@@ -193,7 +193,7 @@ TEST(SelectiveScanForwardTilesCuda, PlansDependOnShapesAndCoverTheRow) {
 #endif
 
 TEST(SelectiveScanForwardTilesCuda, ForwardTakesLargeStatesAndGates) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(2, 37, 32, 16), Dtype::kBf16);
   run.in.a_log.fill(-9);
   for (std::int64_t i = 0; i < run.in.b.size(); ++i) run.in.b.set(i, 40000);
@@ -204,7 +204,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardTakesLargeStatesAndGates) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardKeepsYWhereTheGateIsZero) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(1, 9, 32, 16), Dtype::kBf16);
   run.in.z.fill(1);
   const Result open = plain_forward(run);
@@ -223,7 +223,7 @@ TEST(SelectiveScanForwardTilesCuda, ForwardKeepsYWhereTheGateIsZero) {
 }
 
 TEST(SelectiveScanForwardTilesCuda, ForwardPassesNaNOnWithinItsChannel) {
-  JIBOIA_SKIP_WITHOUT_GPU();
+  JIBOIA_SKIP_WITHOUT_FAST_SCAN();
   OpRun<Scan> run(scan_check(1, 21, 32, 16), Dtype::kBf16);
   constexpr std::int64_t kStep = 10, kChannel = 5;
   run.in.dt.set(kStep * 32 + kChannel, std::numeric_limits<double>::quiet_NaN());
