@@ -34,6 +34,7 @@ struct AllPartialRows {
 };
 
 inline constexpr int kPartialThreads = 256;
+inline constexpr int kPartialsAhead = 8;  ///< loads of a thread that are under way at a time
 
 /// to[i] (+)= sum over tiles of partials[tile][i], i over the elements of `to`.
 /// Block (x vectors of kWidth elements, y tile lanes) of kPartialThreads threads, grid (ceil(most
@@ -42,7 +43,6 @@ inline constexpr int kPartialThreads = 256;
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPartialThreads)
     sum_partials_kernel(const AllPartialRows<T> all, std::int64_t tiles) {
-  constexpr int kAhead = 8;  // loads that are under way at a time
   __shared__ __align__(16) float lanes[kPartialThreads * kWidth];
   const PartialRows<T>& sums = all.at[blockIdx.y];
   const int columns = static_cast<int>(blockDim.x) * kWidth;
@@ -57,15 +57,15 @@ __global__ void __launch_bounds__(kPartialThreads)
   wait_for_last_kernel();
   const float old = writes && sums.to.mode == GradMode::kAdd ? to_float(*to) : 0;
   float sum[kWidth] = {};
-  for (std::int64_t first = threadIdx.y; first < tiles; first += kAhead * blockDim.y) {
-    float ahead[kAhead][kWidth] = {};
+  for (std::int64_t first = threadIdx.y; first < tiles; first += kPartialsAhead * blockDim.y) {
+    float ahead[kPartialsAhead][kWidth] = {};
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
+    for (int k = 0; k < kPartialsAhead; ++k) {
       const std::int64_t tile = first + k * blockDim.y;
       if (tile < tiles && i < sums.size) load(sums.partials + tile * sums.size + i, ahead[k]);
     }
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
+    for (int k = 0; k < kPartialsAhead; ++k) {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) sum[j] += ahead[k][j];
     }
@@ -101,8 +101,10 @@ inline void sum_partials(CudaExec& gpu, const Where& where, std::int64_t tiles,
     size = std::max(size, sums.to.size());
     ++count;
   }
-  // Enough lanes that each has all of its tiles under way at once, up to 512 tiles.
-  const unsigned lanes = tiles <= 256 ? 32 : 64, width = kPartialThreads / lanes;
+  // Just enough lanes that each has all of its tiles under way at once, up to 512 tiles.
+  unsigned lanes = 8;
+  while (lanes < 64 && lanes * kPartialsAhead < tiles) lanes *= 2;
+  const unsigned width = kPartialThreads / lanes;
   visit_stored(dtype, [&]<class T>() {
     AllPartialRows<T> rows;
     count = 0;

@@ -149,9 +149,10 @@ void CausalConv1d::backward(CudaExec& gpu, const BackwardArgs<CausalConv1d>& arg
     if (grad_bias) partials.bias = scratch.take<float>(cut.tiles * at.D);
     if (grad_u.data && takes_runs(in, cut, {args.grad_out.u, args.grad_in.x})) {
       visit_taps(at.W, [&]<int kTaps>() {
-        cuda::launch(gpu, kName, backward_runs<T, kTaps>,
-                     {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at, cut, grad_u, grad_x,
-                     partials);
+        const auto kernel =
+            in.document_start ? backward_runs<T, kTaps, true> : backward_runs<T, kTaps, false>;
+        cuda::launch(gpu, kName, kernel, {.grid = cut.grid(), .block = dim3(kSide, kLanes)}, at,
+                     cut, grad_u, grad_x, partials);
       });
     } else {
       if (args.grad_in.x) {

@@ -24,10 +24,10 @@ constexpr int kWidth = 4;  ///< channels of a thread
 constexpr int kForwardSteps = 8;
 
 /// Chunks of steps on their way to a thread of the backward pass: each has kSteps, fewer where
-/// that is no multiple of the taps.
+/// that is no multiple of the taps. (More of them at once are slower.)
 template <class T>
 struct Chunks {
-  static constexpr int kSteps = 4, kStages = 8 / sizeof(T);
+  static constexpr int kSteps = 4, kStages = sizeof(T) == 2 ? 3 : 2;
 };
 
 /// How the steps of batch rows are cut into runs, one a thread, and tiles, one a block; a block
@@ -173,19 +173,41 @@ struct Taps {
   float weight[kTaps][kWidth], bias[kWidth] = {};
 };
 
-/// The kTaps - 1 inputs before a run; zeros for those that do not count.
-template <int kTaps, class T>
-__device__ void load_before(const Operands<T>& at, const Place& place, Ring<kTaps>& inputs) {
-  const std::int32_t start = at.start(place.batch, place.begin);
+/// The kTaps - 1 inputs before a run; zeros for those that do not count. They are asked for when
+/// this is made, and waited for when they are put where they belong.
+template <class T, int kTaps>
+struct InputsBefore {
+  __device__ InputsBefore(const Operands<T>& at, const Place& place) {
+    const std::int32_t start = at.start(place.batch, place.begin);
+    const int first = place.begin - kTaps + 1;
+    if (start <= first) {  // all are there, in the row: less to do
+      const T* from = at.x[place.batch * at.L + first] + place.channel;
 #pragma unroll
-  for (int k = 1; k < kTaps; ++k) {
-    const int t = place.begin - kTaps + k;
+      for (int k = 1; k < kTaps; ++k) {
+        words[k] = *reinterpret_cast<const Words*>(from);
+        from += at.x.stride;
+      }
+      return;
+    }
 #pragma unroll
-    for (int c = 0; c < kWidth; ++c) inputs[k][c] = 0;
-    const T* from = start > 0 && t < start ? nullptr : at.step(place.batch, t);
-    if (from) cuda::load(from + place.channel, inputs[k]);
+    for (int k = 1; k < kTaps; ++k) {
+      const int t = first + k - 1;
+      words[k] = {};
+      const T* from = start > 0 && t < start ? nullptr : at.step(place.batch, t);
+      if (from) words[k] = *reinterpret_cast<const Words*>(from + place.channel);
+    }
   }
-}
+  __device__ void put(Ring<kTaps>& inputs) const {
+#pragma unroll
+    for (int k = 1; k < kTaps; ++k) {
+      const Words some = words[k];
+      cuda::unpack<T>(some, inputs[k]);
+    }
+  }
+
+  using Words = cuda::Vector<T, kWidth>;
+  Words words[kTaps];
+};
 
 /// Block (kSide, kLanes), grid over channels, tiles of steps, batch rows; no shared memory. Each
 /// thread has kForwardSteps steps of some channels, and asks for all of their inputs at once.
@@ -319,37 +341,56 @@ struct Feed {
   using Words = cuda::Vector<T, kWidth>;
   using Shared = Words[kStages][kStreams][kChunk][kThreads];
 
-  /// Asks for the steps [t, t + kChunk) that are in [first, last), and moves behind them.
-  __device__ void ask(int stage, int t, int first, int last) {
-    const auto ask_step = [&](int j, bool present) {
+  __device__ Feed(Shared& shared, const T* x, std::int64_t x_stride, const T* grad_u,
+                  std::int64_t grad_u_stride)
+      : from_{x, grad_u},
+        stride_{x_stride, grad_u_stride},
+        first_(&shared[0][0][0][threadIdx.y * kSide + threadIdx.x]),
+        chunk_(first_) {}
+
+  /// Asks for the next chunk, steps [t, t + kChunk), but for its first kSkipped steps and for steps
+  /// from `last` on.
+  template <int kSkipped = 0>
+  __device__ void ask(int t, int last) {
+    if (t + kChunk <= last) {
 #pragma unroll
-      for (int i = 0; i < kStreams; ++i) {
-        cuda::async_copy<sizeof(Words)>(&shared[stage][i][j][thread], from[i], present);
-        from[i] += stride[i];
-      }
-    };
-    if (t >= first && t + kChunk <= last) {
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) ask_step(j, true);
+      for (int j = kSkipped; j < kChunk; ++j) ask_step(j);
     } else {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        if (t + j < last) ask_step(j, t + j >= first);
+      for (int j = kSkipped; j < kChunk; ++j) {
+        if (t + j < last) ask_step(j);
       }
     }
-    cuda::async_copies_commit();
+    next();
   }
   /// Waits for the chunk that was asked for first.
   __device__ void wait() const { cuda::async_copies_wait<kStages - 1>(); }
-  __device__ void read(int stage, int stream, int j, float (&to)[kWidth]) const {
-    const Words words = shared[stage][stream][j][thread];
+  /// Of the chunk that was waited for; the next one that is asked for takes its place.
+  __device__ void read(int stream, int j, float (&to)[kWidth]) const {
+    const Words words = chunk_[(stream * kChunk + j) * kThreads];
     cuda::unpack<T>(words, to);
   }
 
-  Shared& shared;
-  const T* from[kStreams];
-  const std::int64_t stride[kStreams];
-  const unsigned thread = threadIdx.y * kSide + threadIdx.x;
+ private:
+  __device__ void ask_step(int j) {
+#pragma unroll
+    for (int i = 0; i < kStreams; ++i) {
+      cuda::async_copy<sizeof(Words)>(chunk_ + (i * kChunk + j) * kThreads,
+                                      from_[i] + j * stride_[i], true);
+    }
+  }
+  __device__ void next() {
+    cuda::async_copies_commit();
+#pragma unroll
+    for (int i = 0; i < kStreams; ++i) from_[i] += kChunk * stride_[i];
+    chunk_ += kStreams * kChunk * kThreads;
+    if (chunk_ == first_ + kStages * kStreams * kChunk * kThreads) chunk_ = first_;
+  }
+
+  const T* from_[kStreams];
+  const std::int64_t stride_[kStreams];
+  Words* const first_;
+  Words* chunk_;
 };
 
 /// Adds up the sums of a block's lanes, in their order, and writes them. `lanes` has kSums floats
@@ -400,9 +441,9 @@ struct LaneSums {
 
 /// Block (kSide, kLanes), grid as in forward_steps; shared memory: the feed, and kThreads * kWidth
 /// floats for each tap and for the bias. Each thread walks a run of steps of some channels, and the
-/// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound; in bf16 instruction
-/// issue is not far behind.
-template <class T, int kTaps>
+/// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound. Without kDocuments there
+/// are no document starts, and less code.
+template <class T, int kTaps, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 4)
     backward_runs(const Operands<T> at, const Cut cut, const Rows<const T> grad_u,
                   const GradRows<T> grad_x, Partials partials) {
@@ -419,18 +460,18 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int walk = place.begin + kBefore, walk_end = place.end + kBefore;
     const int last = walk_end < L ? walk_end : L;
     constexpr int kSkipped = kChunk - kBefore;  // of the first chunk: they are before the run
-    Feed<T, kChunk> feed{
-        chunks,
-        {at.x[row - kSkipped] + place.channel, grad_u[row - kSkipped] + place.channel},
-        {at.x.stride, grad_u.stride}};
+    Feed<T, kChunk> feed(chunks, at.x[row - kSkipped] + place.channel, at.x.stride,
+                         grad_u[row - kSkipped] + place.channel, grad_u.stride);
     constexpr int kAhead = feed.kStages * kChunk;
     BackwardRun<T, kTaps> run{Taps<kTaps>(at, place.channel), sums, {}, {}};
-    load_before(at, place, run.inputs);
+    const InputsBefore<T, kTaps> before(at, place);
     // Only now: what is wanted first would come behind it.
+    feed.template ask<kSkipped>(walk - kChunk, last);
 #pragma unroll
-    for (int stage = 0; stage < feed.kStages; ++stage) {
-      feed.ask(stage, walk + (stage - 1) * kChunk, place.begin, last);
+    for (int stage = 1; stage < feed.kStages; ++stage) {
+      feed.ask(walk + (stage - 1) * kChunk, last);
     }
+    before.put(run.inputs);
     // A step that is looked at: a document may begin there.
     const auto careful_step = [&](int t, int slot, const float(&x)[kWidth], float(&grad)[kWidth],
                                   bool counts) {
@@ -442,19 +483,20 @@ __global__ void __launch_bounds__(kThreads, 4)
     };
     T* to = grad_x[row] + place.channel;
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
-    std::int32_t start = at.start(place.batch, walk - 1);
-    for (int t = walk - kChunk, stage = 0; t < walk_end; t += kChunk) {
-      const bool simple =
-          overwrites && t >= walk && t + kChunk <= last && (start == 0 || start <= t - kBefore);
-      start = at.start(place.batch, t + 2 * kChunk - 1);
+    const int simple_end = overwrites ? last - kChunk : -1;
+    const auto start_of = [&](int t) { return kDocuments ? at.start(place.batch, t) : 0; };
+    std::int32_t start = start_of(walk - 1);
+    for (int t = walk - kChunk; t < walk_end; t += kChunk) {
+      const bool simple = t >= walk && t <= simple_end && (start == 0 || start <= t - kBefore);
+      start = start_of(t + 2 * kChunk - 1);
       feed.wait();
       if (simple) {
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) {
           const int slot = (j + kBefore) % kTaps;
           float grad[kWidth];
-          feed.read(stage, 0, j, run.inputs[slot]);
-          feed.read(stage, 1, j, grad);
+          feed.read(0, j, run.inputs[slot]);
+          feed.read(1, j, grad);
           run.step(slot, grad, kBefore, true);
           cuda::store(run.complete(slot), to);
           to += grad_x.stride;
@@ -467,8 +509,8 @@ __global__ void __launch_bounds__(kThreads, 4)
           const int slot = (j + kBefore) % kTaps;
           if (t + j < L) {
             float x[kWidth], grad[kWidth];
-            feed.read(stage, 0, j, x);
-            feed.read(stage, 1, j, grad);
+            feed.read(0, j, x);
+            feed.read(1, j, grad);
             careful_step(t + j, slot, x, grad, t >= walk || place.begin == 0);
           }
           if (t < walk) continue;
@@ -476,8 +518,7 @@ __global__ void __launch_bounds__(kThreads, 4)
           to += grad_x.stride;
         }
       }
-      feed.ask(stage, t + kAhead, place.begin, last);
-      stage = stage + 1 == feed.kStages ? 0 : stage + 1;
+      feed.ask(t + kAhead, last);
     }
   }
 
