@@ -6,7 +6,7 @@
         --set output_dir=runs/compare/ours --set train.max_steps=300
     scripts/compare_training.py run runs/compare/ours --output runs/compare
 
-The first command draws weights by transformers' own initialisation. The last one reads the run's
+The first command draws weights by transformers' own initialisation. The third one reads the run's
 resolved_config.yaml and metrics.jsonl and trains as many steps as those have. Under precision bf16 the
 peer computes the way the library's users do: fp32 weights, torch.autocast. On a GPU it must run
 on mamba_ssm's fused kernels; that is counted, and anything else is an error. Written to --output:
@@ -14,6 +14,13 @@ peer_metrics.jsonl, comparison.json, comparison.png.
 
 Needs torch, transformers, h5py, matplotlib and PyYAML, on a GPU also mamba_ssm and causal-conv1d built
 for it. Exit codes: 0 the mean losses of the last steps agree within --limit, 1 they do not, 2 usage.
+
+Roundings, and the order of the peer's float atomics, are enough to set runs from one start apart. So
+runs from several starts can be judged together, by the mean of their differences:
+
+    scripts/compare_training.py pool runs/compare/1 runs/compare/2 runs/compare/3 --output runs/compare
+
+Each folder holds metrics.jsonl and peer_metrics.jsonl. Written: pooled.json, pooled.png.
 """
 
 import argparse
@@ -231,25 +238,32 @@ def compare(ours, theirs, last):
     }, (a, b, smooth_a, smooth_b, smooth)
 
 
-def draw(result, curves, title, peer, path):
+def draw(result, pairs, title, peer, path):
+    """The curves of one pair of runs, or of several with the mean of their differences."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    a, b, smooth_a, smooth_b, smooth = curves
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=[3, 1])
-    steps = np.arange(1, len(a) + 1)
-    ends = steps[len(a) - len(smooth):]
-    for values, average, label, colour, style in [(b, smooth_b, peer, "tab:orange", "-"),
-                                                  (a, smooth_a, "this project", "tab:blue", "--")]:
-        top.plot(steps, values, color=colour, linewidth=0.6, alpha=0.5)
-        top.plot(ends, average, color=colour, linestyle=style, label=f"{label}, mean of {WINDOW} steps")
+    several = len(pairs) > 1
+    for index, (a, b, smooth_a, smooth_b, smooth) in enumerate(pairs):
+        steps = np.arange(1, len(a) + 1)
+        ends = steps[len(a) - len(smooth):]
+        for values, average, label, colour, style in [(b, smooth_b, peer, "tab:orange", "-"),
+                                                      (a, smooth_a, "this project", "tab:blue", "--")]:
+            if not several:
+                top.plot(steps, values, color=colour, linewidth=0.6, alpha=0.5)
+            top.plot(ends, average, color=colour, linestyle=style, linewidth=0.9 if several else 1.5,
+                     label=None if index else f"{label}, mean of {WINDOW} steps")
+        bottom.plot(ends, smooth, color="grey" if several else "black", linewidth=0.8)
+    if several:
+        bottom.plot(ends, np.mean([pair[-1] for pair in pairs], axis=0), color="black", label="mean of the runs")
+        bottom.legend()
     top.set(ylabel="training loss, nats per token", title=title)
     top.legend()
     top.grid(alpha=0.3)
-    bottom.plot(ends, smooth, color="black", linewidth=0.8)
     for sign in (-1, 1):
         bottom.axhline(sign * result["limit_percent"], linestyle=":", color="tab:red")
-    bottom.axvspan(len(a) - result["last_steps"] + 1, len(a), color="grey", alpha=0.15)
+    bottom.axvspan(len(steps) - result["last_steps"] + 1, len(steps), color="grey", alpha=0.15)
     bottom.set(xlabel="step", ylabel=f"difference of the\n{WINDOW}-step means, %")
     bottom.grid(alpha=0.3)
     figure.tight_layout()
@@ -313,12 +327,44 @@ def run(options):
     title = (f"{shape['num_hidden_layers']} layers x {shape['hidden_size']}, {config['precision']}, "
              f"{train['global_batch_size']} x {config['data']['seq_len']} tokens a step, {where}")
     peer = "transformers on mamba_ssm's kernels" if device == "cuda" else "transformers"
-    draw(result, curves, title, peer, output / "comparison.png")
+    draw(result, [curves], title, peer, output / "comparison.png")
     (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_table(result)
-    agrees = abs(result["last_mean_loss"]["percent"]) <= options.limit
-    print(f"{'within' if agrees else 'NOT within'} {options.limit} %; {output / 'comparison.png'}")
+    judge(result["last_mean_loss"]["percent"], options.limit, output / "comparison.png")
+
+
+def judge(percent, limit, picture):
+    agrees = abs(percent) <= limit
+    print(f"{'within' if agrees else 'NOT within'} {limit} %; {picture}")
     sys.exit(0 if agrees else 1)
+
+
+def pool(options):
+    pairs = [tuple(read_lines(folder / name) for name in ("metrics.jsonl", "peer_metrics.jsonl"))
+             for folder in options.folders]
+    lengths = {len(lines) for pair in pairs for lines in pair}
+    steps = options.steps or min(lengths)
+    if len(pairs) < 2 or steps > min(lengths) or (not options.steps and len(lengths) > 1):
+        sys.exit(f"runs of {sorted(lengths)} steps in {len(pairs)} folder(s); wanted two or more folders of runs "
+                 "that are equally long, or --steps that all have")
+    last = min(options.last, steps)
+    results, curves = zip(*(compare(ours[:steps], theirs[:steps], last) for ours, theirs in pairs))
+    percents = [result["last_mean_loss"]["percent"] for result in results]
+    spread = statistics.stdev(percents)
+    pooled = {"steps": steps, "last_steps": last, "window": WINDOW, "limit_percent": options.limit,
+              "percent": {"mean": statistics.mean(percents), "standard_deviation": spread,
+                          "standard_error": spread / math.sqrt(len(percents))},
+              "runs": [{"folder": folder.name} | result["last_mean_loss"]
+                       for folder, result in zip(options.folders, results)]}
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "pooled.json").write_text(json.dumps(pooled, indent=2) + "\n", encoding="utf-8")
+    draw(pooled, curves, f"{len(pairs)} pairs of runs of {steps} steps", "transformers", options.output / "pooled.png")
+    print(f"  {f'mean loss of the last {last} steps':34} {'ours':>10} {'theirs':>10} {'difference':>11}")
+    for run in pooled["runs"]:
+        print(f"  {run['folder']:34} {run['ours']:10.4f} {run['theirs']:10.4f} {run['percent']:+10.3f}%")
+    print(f"  {'mean difference':34} {'':21} {pooled['percent']['mean']:+10.3f}%, standard error "
+          f"{pooled['percent']['standard_error']:.3f}%, of one pair {spread:.3f}%")
+    judge(pooled["percent"]["mean"], options.limit, options.output / "pooled.png")
 
 
 def main():
@@ -335,12 +381,17 @@ def main():
     command.add_argument("--shards", type=Path, help="default: the run's data.train")
     command.add_argument("--theirs", type=Path, help="a peer_metrics.jsonl from before: only compare")
     command.add_argument("--output", type=Path, help="folder to write; default: the run's")
-    command.add_argument("--steps", type=int, default=0, help="default: all of our metrics.jsonl")
-    command.add_argument("--last", type=int, default=100, help="steps of the compared mean (default: %(default)s)")
-    command.add_argument("--limit", type=float, default=0.5, help="percent (default: %(default)s)")
     command.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto",
                          help="on the CPU transformers takes its sequential loop: for tiny models")
     command.set_defaults(action=run)
+    pooled = commands.add_parser("pool", help="judge several pairs of runs together")
+    pooled.add_argument("folders", type=Path, nargs="+", help="each with metrics.jsonl and peer_metrics.jsonl")
+    pooled.add_argument("--output", type=Path, required=True, help="folder to write")
+    pooled.set_defaults(action=pool)
+    for each in (command, pooled):
+        each.add_argument("--steps", type=int, default=0, help="default: all of our metrics.jsonl")
+        each.add_argument("--last", type=int, default=100, help="steps of the compared mean (default: %(default)s)")
+        each.add_argument("--limit", type=float, default=0.5, help="percent (default: %(default)s)")
     options = parser.parse_args()
     options.action(options)
 
