@@ -27,6 +27,7 @@ Evaluation evaluate(const MambaLm& model, const ParameterStore& parameters,
     sum += read_scalar(exec, tape.value(losses.cross_entropy)) * static_cast<double>(targets);
     result.targets += targets;
     result.rows += batch->data_rows;
+    if (options.on_rows) options.on_rows(result.rows);
   }
   require(result.targets > 0, ErrorKind::kData, "{}: no row to evaluate on",
           data.manifest().folder.string());

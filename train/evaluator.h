@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 
@@ -25,6 +26,8 @@ struct Evaluation {
 struct EvaluationOptions {
   std::int64_t rows_per_batch = 1;
   std::int64_t max_rows = 0;  ///< 0: all
+  /// Called with the rows done after each batch.
+  std::function<void(std::int64_t rows)> on_rows{};
 };
 
 /// Scores the rows of `data` from the first on, where the parameters are. Errors: Data, from

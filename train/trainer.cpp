@@ -297,9 +297,12 @@ void Trainer::validate(nlohmann::ordered_json& line) {
   line["eval/ppl"] = result.perplexity();
   if (result.bits_per_byte) line["eval/bits_per_byte"] = *result.bits_per_byte;
   progress_.say(fmt::format(
-      "step {}: validation loss {:.4f}, perplexity {:.2f}{}", state_.step, result.loss,
+      "step {}: validation loss {:.4f}, perplexity {:.2f}{}{}", state_.step, result.loss,
       result.perplexity(),
-      result.bits_per_byte ? fmt::format(", {:.4f} bits per byte", *result.bits_per_byte) : ""));
+      result.bits_per_byte ? fmt::format(", {:.4f} bits per byte", *result.bits_per_byte) : "",
+      result.rows < data_.validation->rows()
+          ? fmt::format(" (the first {} of {} rows)", result.rows, data_.validation->rows())
+          : ""));
   if (generator_) say_sample();
 }
 

@@ -20,9 +20,14 @@ def find_files(inputs, suffixes):
     files = []
     for given in map(Path, inputs):
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            everything = sorted(p for p in given.rglob("*") if p.is_file())
+            found = [p for p in everything if p.name.endswith(suffixes)]
             if not found:
                 raise DataError(f"{given}: no {', '.join('*' + s for s in suffixes)} file in it")
+            if len(found) < len(everything):
+                left_out = next(p for p in everything if not p.name.endswith(suffixes))
+                print(f"{given}: left out {len(everything) - len(found)} file(s) that are no "
+                      f"{', '.join('*' + s for s in suffixes)}, such as {left_out.name}")
             files += found
         elif given.is_file():
             files.append(given)

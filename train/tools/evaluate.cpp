@@ -1,8 +1,10 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "core/host_access.h"
@@ -57,6 +59,17 @@ std::int64_t choose_seq_len(const ShardManifest& data, const std::filesystem::pa
   return trained == data.row_length - 1 ? *trained : data.row_length;
 }
 
+/// Says every 10 seconds how many rows are done of `all`.
+std::function<void(std::int64_t)> say_progress(std::int64_t all) {
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kInterval(10);
+  return [all, next = Clock::now() + kInterval](std::int64_t rows) mutable {
+    if (Clock::now() < next) return;
+    log::info("{} of {} rows", rows, all);
+    next = Clock::now() + kInterval;
+  };
+}
+
 int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
   const ShardManifest manifest = ShardManifest::load(arguments.data);
   const std::int64_t seq_len =
@@ -70,9 +83,12 @@ int evaluate_data(const Arguments& arguments, LoadedModel& loaded, Exec& exec) {
   Workspace workspace(
       exec, plan_evaluate(loaded.model, loaded.parameters.activations(), rows, seq_len, exec));
   TokenUploader uploader(exec, rows, seq_len);
-  const Evaluation result = evaluate(loaded.model, loaded.parameters, data,
-                                     {.rows_per_batch = rows, .max_rows = arguments.max_rows},
-                                     uploader, workspace.arena());
+  const std::int64_t all =
+      arguments.max_rows ? std::min(arguments.max_rows, data.rows()) : data.rows();
+  const Evaluation result = evaluate(
+      loaded.model, loaded.parameters, data,
+      {.rows_per_batch = rows, .max_rows = arguments.max_rows, .on_rows = say_progress(all)},
+      uploader, workspace.arena());
   if (arguments.json) {
     nlohmann::ordered_json json = {{"loss", result.loss},
                                    {"perplexity", result.perplexity()},
