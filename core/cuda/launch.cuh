@@ -14,8 +14,10 @@ namespace jiboia::cuda {
 struct Launch {
   dim3 grid, block;
   std::size_t shared_bytes = 0;  ///< dynamic shared memory
-  /// Starts while the kernel before it on the stream is still ending, where a GPU can. All of its
-  /// threads call wait_for_last_kernel() before they touch what other kernels touch.
+  /// Starts while the kernel before it on the stream is still at work, where a GPU can. Its threads
+  /// call wait_for_last_kernel() before they read what that kernel writes, or write what it
+  /// touches. What other kernels wrote they may read at once only where the kernel before was not
+  /// launched early itself, so began when those had ended.
   bool early = false;
 };
 

@@ -441,8 +441,8 @@ struct LaneSums {
 
 /// Block (kSide, kLanes), grid as in forward_steps; shared memory: the feed, and kThreads * kWidth
 /// floats for each tap and for the bias. Each thread walks a run of steps of some channels, and the
-/// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound. Without kDocuments there
-/// are no document starts, and less code.
+/// kTaps - 1 steps behind it, whose gradients reach into it. Memory bound. kDocuments is whether
+/// there are document starts: without, the loop looks for none.
 template <class T, int kTaps, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 4)
     backward_runs(const Operands<T> at, const Cut cut, const Rows<const T> grad_u,
@@ -485,7 +485,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const bool overwrites = grad_x.data && grad_x.mode == GradMode::kOverwrite;
     const int simple_end = overwrites ? last - kChunk : -1;
     const auto start_of = [&](int t) { return kDocuments ? at.start(place.batch, t) : 0; };
-    std::int32_t start = start_of(walk - 1);
+    std::int32_t start = 0;  // where the document of a chunk's last step begins
     for (int t = walk - kChunk; t < walk_end; t += kChunk) {
       const bool simple = t >= walk && t <= simple_end && (start == 0 || start <= t - kBefore);
       start = start_of(t + 2 * kChunk - 1);

@@ -192,6 +192,7 @@ void backward_tiles(CudaExec& gpu, const BackwardArgs<SelectiveScan>& args) {
   const auto kernel = !pass.writes_all      ? scan_backward_tiles<true, false>
                       : pass.document_start ? scan_backward_tiles<true, true>
                                             : scan_backward_tiles<false, true>;
+  // Early, it reads its inputs before it waits: scan_ahead(), right before it, is never early.
   cuda::launch(gpu, SelectiveScan::kName, kernel,
                {.grid = dim3(static_cast<unsigned>(schedule.workers)),
                 .block = dim3(kBlockThreads),
