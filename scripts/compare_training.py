@@ -4,23 +4,26 @@
     scripts/compare_training.py start configs/mambarim110m.yaml runs/compare/start
     build/bin/train --config configs/mambarim110m.yaml --set init_from=runs/compare/start \
         --set output_dir=runs/compare/ours --set train.max_steps=300
-    scripts/compare_training.py run runs/compare/ours --output runs/compare
+    scripts/compare_training.py run runs/compare/ours
 
 The first command draws weights by transformers' own initialisation. The third one reads the run's
 resolved_config.yaml and metrics.jsonl and trains as many steps as those have. Under precision bf16 the
 peer computes the way the library's users do: fp32 weights, torch.autocast. On a GPU it must run
-on mamba_ssm's fused kernels; that is counted, and anything else is an error. Written to --output:
-peer_metrics.jsonl, comparison.json, comparison.png.
-
-Needs torch, transformers, h5py, matplotlib and PyYAML, on a GPU also mamba_ssm and causal-conv1d built
-for it. Exit codes: 0 the mean losses of the last steps agree within --limit, 1 they do not, 2 usage.
+on mamba_ssm's fused kernels; that is counted, and anything else is an error. Written to --output, by
+default the run's folder: peer_metrics.jsonl, comparison.json, comparison.png.
 
 Roundings, and the order of the peer's float atomics, are enough to set runs from one start apart. So
-runs from several starts can be judged together, by the mean of their differences:
+runs from several starts (`start --seed 2`, `train --set seed=2`) are judged together, by the mean of
+their differences and its standard error, which is their standard deviation / sqrt(their number):
 
     scripts/compare_training.py pool runs/compare/1 runs/compare/2 runs/compare/3 --output runs/compare
 
 Each folder holds metrics.jsonl and peer_metrics.jsonl. Written: pooled.json, pooled.png.
+
+Needs torch, transformers, h5py, matplotlib and PyYAML, on a GPU also mamba_ssm and causal-conv1d built
+for it. Exit codes: 0 the mean losses of the last steps agree within --limit (pool: within two standard
+errors, too), 1 they do not, 2 usage or what is compared does not belong together, 3 the spread of the
+pooled runs leaves it open.
 """
 
 import argparse
@@ -44,6 +47,7 @@ import yaml  # noqa: E402
 from jiboia_data.row_order import permuted_row  # noqa: E402
 
 WINDOW = 20
+AGREE, APART, USAGE, OPEN = range(4)  # exit codes
 IGNORED = -100
 
 
@@ -53,6 +57,11 @@ class Loader(yaml.SafeLoader):
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
                              list("-+.0123456789"))
+
+
+def fail(message):
+    print(f"compare_training.py: {message}", file=sys.stderr)
+    sys.exit(USAGE)
 
 
 def read_yaml(path):
@@ -72,7 +81,7 @@ class Rows:
         self.shards = [h5py.File(folder / file["name"], "r")["tokens"] for file in manifest["files"]]
         self.length = seq_len + 1 if self.is_stream else manifest["row_length"]
         if self.length not in (seq_len, seq_len + 1):
-            sys.exit(f"{folder}: rows of {self.length} tokens, expected {seq_len} or {seq_len + 1}")
+            fail(f"{folder}: rows of {self.length} tokens, expected {seq_len} or {seq_len + 1}")
         self.ends = np.cumsum([len(shard) for shard in self.shards])  # in tokens or in rows
         self.count = int(self.ends[-1] - 1) // seq_len if self.is_stream else int(self.ends[-1])
 
@@ -145,30 +154,31 @@ class FusedCalls:
     def demand(self, wanted):
         names = ["mixers", "fused", "forward kernels", "backward kernels"]
         if any(self.counts[name] != wanted for name in names):
-            sys.exit(f"transformers did not run on mamba_ssm's kernels alone: {dict(self.counts)}, expected {wanted} "
+            fail(f"transformers did not run on mamba_ssm's kernels alone: {dict(self.counts)}, expected {wanted} "
                      "of each")
 
 
 def load_model(folder, device):
     import torch
     from transformers import MambaForCausalLM
-    model, report = MambaForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, report = MambaForCausalLM.from_pretrained(folder, output_loading_info=True)
     if any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        sys.exit(f"{folder} is not the model of its config.json: {report}")
-    return model.to(device).train()
+        fail(f"{folder} is not the model of its config.json: {report}")
+    return model.to(device, torch.float32).train()
 
 
-def train_peer(config, folder, rows, steps, device, log):
-    """Trains; returns one dictionary a step, with the keys of our metrics.jsonl."""
+def train_peer(config, model, rows, steps, log):
+    """Trains the model by a run's resolved configuration; returns one dictionary a step, with the keys of our
+    metrics.jsonl."""
     import torch
+    device = model.device.type
     counter = FusedCalls() if device == "cuda" else None
-    model = load_model(folder, device)
     optim, train, z_loss = config["optim"], config["train"], config["loss"]["z_loss"]
     parameters = dict(model.named_parameters())
     groups = [{"params": [p for n, p in parameters.items() if decays(n, p, optim["weight_decay_scope"]) == decayed],
                "weight_decay": optim["weight_decay"] if decayed else 0.0} for decayed in (True, False)]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=optim["lr"],
-                                  betas=tuple(optim["betas"]), eps=optim["eps"], fused=device == "cuda")
+                                  betas=tuple(optim["betas"]), eps=optim["eps"], **({"fused": True} if counter else {}))
     autocast = torch.autocast(device, torch.bfloat16, enabled=config["precision"] == "bf16")
     micro, rows_a_step = train["micro_batch_size"], train["global_batch_size"]
     share = micro / rows_a_step
@@ -300,25 +310,28 @@ def run(options):
     import transformers
     config = read_yaml(options.run / "resolved_config.yaml")
     if config["data"]["reset_at_document_starts"]:
-        sys.exit("the run resets its state at documents: transformers cannot")
+        fail("the run resets its state at documents: transformers cannot")
     ours = read_lines(options.run / "metrics.jsonl")
-    steps = min(options.steps or len(ours), len(ours))
+    steps = options.steps or len(ours)
+    if not 0 < steps <= len(ours):
+        fail(f"{options.run}: {len(ours)} steps, wanted {steps or 'some'}")
     output = options.output or options.run
     output.mkdir(parents=True, exist_ok=True)
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     if options.theirs:
         theirs = read_lines(options.theirs)
-        steps = min(steps, len(theirs))
+        if len(theirs) < steps:
+            fail(f"{options.theirs}: {len(theirs)} steps, wanted {steps}; --steps says how many")
     else:
         model = options.model or Path(config["init_from"])
         if not (model / "config.json").exists():
-            sys.exit(f"{model}: no config.json; --model must be the folder of the weights that the run started from")
+            fail(f"{model}: no config.json; --model must be the folder of the weights that the run started from")
         rows = Rows(options.shards or Path(config["data"]["train"]), config["data"]["seq_len"])
         print(f"peer: torch {torch.__version__}, transformers {transformers.__version__}, {where}, "
               f"{rows.count} rows", flush=True)
         with open(output / "peer_metrics.jsonl", "w", encoding="utf-8") as log:
-            theirs = train_peer(config, model, rows, steps, device, log)
+            theirs = train_peer(config, load_model(model, device), rows, steps, log)
     result, curves = compare(ours[:steps], theirs[:steps], min(options.last, steps))
     result |= {"device": where, "torch": torch.__version__, "transformers": transformers.__version__,
                "precision": config["precision"], "limit_percent": options.limit}
@@ -330,41 +343,56 @@ def run(options):
     draw(result, [curves], title, peer, output / "comparison.png")
     (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_table(result)
-    judge(result["last_mean_loss"]["percent"], options.limit, output / "comparison.png")
+    say_verdict(AGREE if abs(result["last_mean_loss"]["percent"]) <= options.limit else APART, options.limit,
+                output / "comparison.png")
 
 
-def judge(percent, limit, picture):
-    agrees = abs(percent) <= limit
-    print(f"{'within' if agrees else 'NOT within'} {limit} %; {picture}")
-    sys.exit(0 if agrees else 1)
+def say_verdict(verdict, limit, picture):
+    words = {AGREE: "within", APART: "NOT within", OPEN: "too far from each other to say whether within"}[verdict]
+    print(f"{words} {limit} %; {picture}")
+    sys.exit(verdict)
+
+
+def read_pair(folder):
+    """Our lines and the peer's of one start."""
+    ours, theirs = (read_lines(folder / name) for name in ("metrics.jsonl", "peer_metrics.jsonl"))
+    for a, b in zip(ours, theirs):
+        if not math.isclose(a["train/lr"], b["train/lr"], rel_tol=1e-9):
+            fail(f"{folder}: step {a['step']} has learning rate {a['train/lr']} in metrics.jsonl and {b['train/lr']} "
+                 "in peer_metrics.jsonl; wanted two runs of one recipe")
+    return ours, theirs
 
 
 def pool(options):
-    pairs = [tuple(read_lines(folder / name) for name in ("metrics.jsonl", "peer_metrics.jsonl"))
-             for folder in options.folders]
+    if len({folder.resolve() for folder in options.folders}) < max(3, len(options.folders)):
+        fail(f"got {', '.join(map(str, options.folders))}; wanted three different folders or more")
+    pairs = [read_pair(folder) for folder in options.folders]
     lengths = {len(lines) for pair in pairs for lines in pair}
     steps = options.steps or min(lengths)
-    if len(pairs) < 2 or steps > min(lengths) or (not options.steps and len(lengths) > 1):
-        sys.exit(f"runs of {sorted(lengths)} steps in {len(pairs)} folder(s); wanted two or more folders of runs "
-                 "that are equally long, or --steps that all have")
+    if steps > min(lengths) or (not options.steps and len(lengths) > 1):
+        fail(f"the runs have {sorted(lengths)} steps; wanted equally many, or --steps that all have")
     last = min(options.last, steps)
     results, curves = zip(*(compare(ours[:steps], theirs[:steps], last) for ours, theirs in pairs))
     percents = [result["last_mean_loss"]["percent"] for result in results]
-    spread = statistics.stdev(percents)
+    mean, deviation = statistics.mean(percents), statistics.stdev(percents)
+    error = deviation / math.sqrt(len(percents))
     pooled = {"steps": steps, "last_steps": last, "window": WINDOW, "limit_percent": options.limit,
-              "percent": {"mean": statistics.mean(percents), "standard_deviation": spread,
-                          "standard_error": spread / math.sqrt(len(percents))},
-              "runs": [{"folder": folder.name} | result["last_mean_loss"]
+              "percent": {"mean": mean, "standard_deviation": deviation, "standard_error": error},
+              "runs": [{"folder": folder.name, "first_loss": result["first_loss"],
+                        "last_mean_loss": result["last_mean_loss"]}
                        for folder, result in zip(options.folders, results)]}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "pooled.json").write_text(json.dumps(pooled, indent=2) + "\n", encoding="utf-8")
     draw(pooled, curves, f"{len(pairs)} pairs of runs of {steps} steps", "transformers", options.output / "pooled.png")
     print(f"  {f'mean loss of the last {last} steps':34} {'ours':>10} {'theirs':>10} {'difference':>11}")
-    for run in pooled["runs"]:
-        print(f"  {run['folder']:34} {run['ours']:10.4f} {run['theirs']:10.4f} {run['percent']:+10.3f}%")
-    print(f"  {'mean difference':34} {'':21} {pooled['percent']['mean']:+10.3f}%, standard error "
-          f"{pooled['percent']['standard_error']:.3f}%, of one pair {spread:.3f}%")
-    judge(pooled["percent"]["mean"], options.limit, options.output / "pooled.png")
+    for folder, result in zip(options.folders, results):
+        line = result["last_mean_loss"]
+        print(f"  {folder.name:34} {line['ours']:10.4f} {line['theirs']:10.4f} {line['percent']:+10.3f}%")
+    print(f"  {'mean of the differences':34} {'':21} {mean:+10.3f}%, standard error {error:.3f}%, standard deviation "
+          f"{deviation:.3f}%")
+    verdict = (AGREE if abs(mean) + 2 * error <= options.limit else
+               APART if abs(mean) - 2 * error > options.limit else OPEN)
+    say_verdict(verdict, options.limit, options.output / "pooled.png")
 
 
 def main():
@@ -385,15 +413,19 @@ def main():
                          help="on the CPU transformers takes its sequential loop: for tiny models")
     command.set_defaults(action=run)
     pooled = commands.add_parser("pool", help="judge several pairs of runs together")
-    pooled.add_argument("folders", type=Path, nargs="+", help="each with metrics.jsonl and peer_metrics.jsonl")
+    pooled.add_argument("folders", type=Path, nargs="+", help="three or more, each with metrics.jsonl and peer_metrics.jsonl")
     pooled.add_argument("--output", type=Path, required=True, help="folder to write")
     pooled.set_defaults(action=pool)
+    command.add_argument("--steps", type=int, default=0, help="default: all of our metrics.jsonl")
+    pooled.add_argument("--steps", type=int, default=0, help="default: all, which must be equally many")
     for each in (command, pooled):
-        each.add_argument("--steps", type=int, default=0, help="default: all of our metrics.jsonl")
         each.add_argument("--last", type=int, default=100, help="steps of the compared mean (default: %(default)s)")
         each.add_argument("--limit", type=float, default=0.5, help="percent (default: %(default)s)")
     options = parser.parse_args()
-    options.action(options)
+    try:
+        options.action(options)
+    except OSError as error:
+        fail(error)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import pytest
 import compare_training
 
 
-def write_pair(folder, ours, theirs):
+def write_pair(folder, ours, theirs, lr=1e-3):
     folder.mkdir(parents=True)
-    for name, losses in (("metrics.jsonl", ours), ("peer_metrics.jsonl", theirs)):
-        lines = [{"step": i + 1, "train/loss": loss, "perf/step_s": 0.1} for i, loss in enumerate(losses)]
+    for name, losses, rate in (("metrics.jsonl", ours, 1e-3), ("peer_metrics.jsonl", theirs, lr)):
+        lines = [{"step": i + 1, "train/loss": loss, "train/lr": rate, "perf/step_s": 0.1}
+                 for i, loss in enumerate(losses)]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
@@ -24,40 +25,50 @@ def pool(monkeypatch, *arguments):
     return ending.value.code
 
 
-@pytest.fixture
-def pairs(tmp_path):
-    """Ours against theirs in the last half: +2 %, -1 %, +0.2 %. Before, they are far apart."""
-    return [write_pair(tmp_path / str(i), [9.0] * 20 + [5 * (1 + p / 100)] * 20, [8.0] * 20 + [5.0] * 20)
-            for i, p in enumerate((2.0, -1.0, 0.2))]
+def write_pairs(folder, percents):
+    """Ours against theirs in the last 20 of 40 steps; before, they are far apart."""
+    return [write_pair(folder / str(i), [9.0] * 20 + [5 * (1 + p / 100)] * 20, [8.0] * 20 + [5.0] * 20)
+            for i, p in enumerate(percents)]
 
 
-def test_mean_difference_counts_not_that_of_one_pair(pairs, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("percents, code, words", [
+    ((0.3, -0.1, 0.1), 0, "within 0.5 %"),  # 0.1 with a standard error of 0.115
+    ((2.0, -1.0, 0.2), 3, "too far from each other"),  # 0.4 with 0.872
+    ((-2.0, -1.6, -1.8), 1, "NOT within"),
+])
+def test_mean_and_its_error_decide(tmp_path, monkeypatch, capsys, percents, code, words):
     output = tmp_path / "pooled"
-    assert pool(monkeypatch, *pairs, "--output", output, "--last", 20) == 0
+    assert pool(monkeypatch, *write_pairs(tmp_path, percents), "--output", output, "--last", 20) == code
     result = json.loads((output / "pooled.json").read_text(encoding="utf-8"))
-    assert [run["percent"] for run in result["runs"]] == pytest.approx([2, -1, 0.2])
-    spread = statistics.stdev([2, -1, 0.2])
-    assert result["percent"] == pytest.approx(
-        {"mean": 0.4, "standard_deviation": spread, "standard_error": spread / 3 ** 0.5})
+    assert [run["last_mean_loss"]["percent"] for run in result["runs"]] == pytest.approx(percents)
+    assert all(run["first_loss"]["percent"] == pytest.approx(12.5) for run in result["runs"])
+    spread = statistics.stdev(percents)
+    assert result["percent"] == pytest.approx({"mean": statistics.mean(percents), "standard_deviation": spread,
+                                               "standard_error": spread / 3 ** 0.5})
     assert (output / "pooled.png").stat().st_size > 0
-    assert "within 0.5 %" in capsys.readouterr().out
+    assert words in capsys.readouterr().out
 
 
-def test_means_apart_are_a_failure(pairs, tmp_path, monkeypatch, capsys):
-    assert pool(monkeypatch, *pairs, "--output", tmp_path / "pooled", "--last", 20, "--limit", 0.3) == 1
-    assert "NOT within 0.3 %" in capsys.readouterr().out
-
-
-def test_only_the_last_steps_count(pairs, tmp_path, monkeypatch):
+def test_limit_and_last_steps_count(tmp_path, monkeypatch):
+    pairs = write_pairs(tmp_path, (0.3, -0.1, 0.1))
+    assert pool(monkeypatch, *pairs, "--output", tmp_path / "pooled", "--last", 20, "--limit", 0.2) == 3
     assert pool(monkeypatch, *pairs, "--output", tmp_path / "pooled", "--last", 40) == 1
 
 
-def test_runs_of_different_lengths_are_refused(pairs, tmp_path, monkeypatch):
+def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch, capsys):
+    pairs = write_pairs(tmp_path, (0.5, -0.3, 0.1))
+
+    def refused(*arguments):
+        assert pool(monkeypatch, *arguments, "--output", tmp_path / "pooled") == 2
+        assert not (tmp_path / "pooled").exists()
+        return capsys.readouterr().err
+
     short = write_pair(tmp_path / "short", [5.0] * 30, [5.0] * 30)
-    assert "30, 40" in pool(monkeypatch, *pairs, short, "--output", tmp_path / "pooled")
+    assert "[30, 40] steps" in refused(*pairs, short)
+    assert "[30, 40] steps" in refused(*pairs, short, "--steps", 31)
+    assert "three different folders" in refused(*pairs[:2])
+    assert "three different folders" in refused(*pairs, pairs[0])
+    other = write_pair(tmp_path / "other", [5.0] * 40, [5.0] * 40, lr=2e-3)
+    assert "learning rate 0.001 in metrics.jsonl and 0.002" in refused(*pairs, other)
+    assert "metrics.jsonl" in refused(*pairs, tmp_path)
     assert pool(monkeypatch, *pairs, short, "--output", tmp_path / "pooled", "--steps", 30, "--last", 10) == 0
-    assert "30, 40" in pool(monkeypatch, *pairs, short, "--output", tmp_path / "pooled", "--steps", 31)
-
-
-def test_one_pair_has_no_spread(pairs, tmp_path, monkeypatch):
-    assert "two or more" in pool(monkeypatch, pairs[0], "--output", tmp_path / "pooled")

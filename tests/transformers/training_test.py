@@ -1,61 +1,29 @@
 """Fifty steps of training beside PyTorch and transformers: same weights, same batches, same recipe."""
 
-import json
 import math
 
+import compare_training
 import numpy as np
 import pytest
-import torch
 from gpu import require_gpu
-from jiboia_data.row_order import permuted_row
 from parity import model_section, reference_model
 from programs import run, write_rows, write_yaml
 from safetensors.torch import load_file
 
 STEPS, ROWS, LENGTH, VOCAB = 50, 23, 48, 67
 MICRO, GLOBAL = 2, 4
-LR, WARMUP, MIN_LR, CLIP, DECAY, Z_LOSS = 3e-3, 5, 0.0, 0.7, 0.1, 1e-3
+LR, CLIP, DECAY, Z_LOSS = 3e-3, 0.7, 0.1, 1e-3
 SEED = 11
+COSINE = {"name": "cosine", "indexing": "huggingface", "warmup_steps": 5, "min_lr": 0.0}
+WSD = {"name": "wsd", "indexing": "open_lm", "warmup_steps": 4, "cooldown_steps": 20, "min_lr": 1e-4}
 
 
-def learning_rate(step):
-    if step < WARMUP:
-        return LR * step / WARMUP
-    return LR * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
-
-
-def train_reference(model, rows):
-    """The same recipe in PyTorch; returns the loss of every step."""
-    decayed = [p for n, p in model.named_parameters()
-               if p.ndim >= 2 and not n.endswith("A_log")]
-    others = [p for p in model.parameters() if not any(p is q for q in decayed)]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY},
-                                   {"params": others, "weight_decay": 0.0}], lr=LR, betas=(0.9, 0.95), eps=1e-8)
-    losses = []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        positions = range(step * GLOBAL, (step + 1) * GLOBAL)
-        chosen = [permuted_row(SEED, p // ROWS, p % ROWS, ROWS) for p in positions]
-        total = 0.0
-        for first in range(0, GLOBAL, MICRO):
-            ids = torch.tensor(rows[chosen[first:first + MICRO]], dtype=torch.long)
-            logits = model(ids, use_cache=False).logits
-            cross_entropy = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
-            loss = cross_entropy + Z_LOSS * torch.logsumexp(logits, -1).square().mean()
-            (loss * MICRO / GLOBAL).backward()
-            total += loss.item() * MICRO / GLOBAL
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    return losses
-
-
-@pytest.mark.parametrize("shape", [dict(), dict(use_bias=True, tie_word_embeddings=False, state_size=5)],
-                         ids=["tied", "untied"])
+@pytest.mark.parametrize("shape, schedule", [
+    (dict(), COSINE),
+    (dict(use_bias=True, tie_word_embeddings=False, state_size=5), WSD),
+], ids=["tied, cosine", "untied, wsd"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_fifty_steps_equal_pytorch(shape, device, tmp_path):
+def test_fifty_steps_equal_pytorch(shape, schedule, device, tmp_path):
     if device == "cuda":
         require_gpu()
     rows = np.random.default_rng(3).zipf(1.3, (ROWS, LENGTH)) % VOCAB
@@ -68,21 +36,28 @@ def test_fifty_steps_equal_pytorch(shape, device, tmp_path):
         "data": {"train": tmp_path / "data" / "train", "seq_len": LENGTH},
         "train": {"micro_batch_size": MICRO, "global_batch_size": GLOBAL, "max_steps": STEPS},
         "optim": {"lr": LR, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": DECAY, "grad_clip": CLIP},
-        "schedule": {"name": "cosine", "indexing": "huggingface", "warmup_steps": WARMUP, "min_lr": MIN_LR},
+        "schedule": schedule,
         "loss": {"z_loss": Z_LOSS},
         "checkpoint": {"every": 0, "keep": 1},
     })
     run("train", "--config", tmp_path / "run.yaml")
-    ours = [json.loads(line)["train/loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    theirs = train_reference(model.train(), rows)
+    ours = compare_training.read_lines(tmp_path / "run/metrics.jsonl")
+    model = compare_training.load_model(tmp_path / "start", "cpu")
+    with open(tmp_path / "peer_metrics.jsonl", "w", encoding="utf-8") as log:
+        theirs = compare_training.train_peer(compare_training.read_yaml(tmp_path / "run/resolved_config.yaml"), model,
+                                             compare_training.Rows(tmp_path / "data/train", LENGTH), STEPS, log)
     assert len(ours) == STEPS
-    worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
+    difference = lambda key: max(abs(a[key] / b[key] - 1) for a, b in zip(ours, theirs))
+    worst = difference("train/loss")
 
     weights = load_file(tmp_path / f"run/checkpoints/step_{STEPS:08}/model.safetensors")
     state = model.state_dict()
     square = lambda tensors: sum(t.double().square().sum() for t in tensors)
     distance = math.sqrt(square(weights[n] - state[n] for n in weights) / square(state[n] for n in weights))
-    print(f"largest loss difference {worst:.2e}, final weights {distance:.2e}, loss {theirs[0]:.3f} -> {theirs[-1]:.3f}")
-    assert theirs[-1] < theirs[0] - 0.3, "the reference must have learnt something"
+    first, end = (theirs[i]["train/loss"] for i in (0, -1))
+    print(f"largest loss difference {worst:.2e}, final weights {distance:.2e}, loss {first:.3f} -> {end:.3f}")
+    assert end < first - 0.3, "the reference must have learnt something"
     assert worst < 1e-4
+    assert difference("train/grad_norm") < 1e-3
+    assert [line["train/lr"] for line in ours] == pytest.approx([line["train/lr"] for line in theirs])
     assert distance < 1e-3
