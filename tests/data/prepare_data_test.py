@@ -161,6 +161,3 @@ def test_options_are_checked_before_the_input(tmp_path, capsys, arguments, messa
         assert run(command, tmp_path / "absent", *output, *arguments) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-# Stopping and going on.
