@@ -126,8 +126,8 @@ def make_parser():
         text.add_argument(
             f"--{role}-token",
             metavar="TOKEN",
-            help=f"the {role} token, as text or id (default: from tokenizer_config.json beside the "
-            "tokenizer)",
+            help=f"the {role} token: a number is its id, all else its text (default: from "
+            "tokenizer_config.json beside the tokenizer)",
         )
     text.add_argument(
         "--row-length",
