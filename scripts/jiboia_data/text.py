@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def read_documents(files, field, split):
                     yield str(path), decode(lines.read(), path)
                 else:
                     yield from read_pieces(path, lines, split)
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path}: {error}") from error
 
 

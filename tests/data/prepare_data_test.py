@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import xxhash
-from prepared import DOCUMENTS, expected_text, read_folder, run
+from prepared import DOCUMENTS, damaged_gzip, expected_text, read_folder, run
 from tokenizers import Tokenizer
 
 
@@ -148,6 +148,8 @@ def test_text_files(tokenizer, tmp_path):
         ("a.jsonl", b'{"text": "\\ud83d"}', "half a surrogate pair"),
         ("a.txt.gz", b"not gzip", "a.txt.gz: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"x" * 99999)[:-9], "a.txt.gz: Compressed file ended"),
+        ("a.txt.gz", damaged_gzip(b"x" * 99999), "a.txt.gz: Error -3 while decompressing data"),
+        ("a.jsonl.gz", damaged_gzip(b'{"text": "x"}'), "a.jsonl.gz: Error -3 while decompressing"),
         ("a.png", b"", "no *.txt"),
     ],
 )
