@@ -3,14 +3,16 @@
 
 One folder is one split; data/FORMAT.md describes it. Input is streamed, so memory stays small
 whatever its size, and the same input and options give the same bytes. A run that was stopped, even
-by kill -9, is started again with the same command and keeps its finished shards. Every token is
-checked against the vocabulary.
+by kill -9, is started again with the same command and keeps its finished shards; it refuses when
+options or input files (their names, sizes, modification times or order) have changed. Every token
+is checked against the vocabulary.
 
 Exit codes: 0 done, 2 usage, 3 data, 7 disk.
 """
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from jiboia_data.errors import DataError, PrepareError, UsageError  # noqa: E402
 try:
     from jiboia_data.shards import (
         FolderSpec,
+        INPUT_LISTING,
         MANIFEST,
         ShardFolder,
         check_tokens,
+        hash_bytes,
         hash_file,
         write_manifest,
     )
@@ -202,13 +206,26 @@ def tokenizer_files(tokenizer):
     return (tokenizer, config) if config.is_file() else (tokenizer,)
 
 
+def list_files(inputs, files):
+    """[name, bytes, time of its last change] of the input files, in order. Names begin at the
+    folder that was given, so that a folder may be called by another path at a restart."""
+    folders = [folder for folder in map(Path, inputs) if folder.is_dir()]
+    listing = []
+    for path in files:
+        folder = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+        status = path.stat()
+        listing.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+    return listing
+
+
 def make_recipe(options, files, **facts):
     """What decides the bytes of the shards: a restart with another recipe is refused."""
-    listing = [[path.name, path.stat().st_size] for path in files]
+    listing = list_files(options.inputs, files)
     return {
         "command": options.command,
-        "inputs": listing if len(listing) <= 16 else len(listing),
-        "input_bytes": sum(size for _, size in listing),
+        "input_files": len(listing),
+        "input_bytes": sum(size for _, size, _ in listing),
+        INPUT_LISTING: hash_bytes(json.dumps(listing).encode()),
         "shard_tokens": options.shard_tokens,
         "compression": options.compression,
         **facts,
