@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -29,6 +30,7 @@ try:
         check_tokens,
         hash_bytes,
         hash_file,
+        locked,
         write_manifest,
     )
 except ModuleNotFoundError as missing:
@@ -255,8 +257,6 @@ def check_options(options):
 
 
 def prepare_text(options):
-    import xxhash
-
     from jiboia_data import text
 
     copies = tokenizer_files(options.tokenizer)
@@ -299,6 +299,17 @@ def prepare_text(options):
         splits = [ShardFolder(options.output / name, spec) for name in ("train", "validation")]
     else:
         splits = [ShardFolder(options.output, spec)]
+    with ExitStack() as stack:
+        for split in splits:
+            stack.enter_context(split.opened())
+        write_documents(splits, files, encoder, options)
+
+
+def write_documents(splits, files, encoder, options):
+    import xxhash
+
+    from jiboia_data import text
+
     threshold = int(options.validation_fraction * 2.0**64)
     counter = itertools.count()
     chosen = {}  # the split of each document that is being tokenized
@@ -371,29 +382,33 @@ def prepare_parquet(options):
 
     files = find_files(options.inputs, (".parquet",))
     row_length = rows.parquet_row_length(files, options.column)
-    folder = ShardFolder(
-        options.output, row_spec(options, row_length, files, column=options.column)
-    )
-    write_rows(
-        folder, rows.parquet_rows(files, options.column, row_length, folder.next_unit), options
-    )
+    spec = row_spec(options, row_length, files, column=options.column)
+    with ShardFolder(options.output, spec).opened() as folder:
+        left = rows.parquet_rows(files, options.column, row_length, folder.next_unit)
+        write_rows(folder, left, options)
 
 
 def prepare_openlm(options):
     from jiboia_data import rows
 
     source = rows.OpenLmRows(options.inputs, options.row_length, options.vocab_size)
-    folder = ShardFolder(options.output, row_spec(options, options.row_length, source.files))
-    write_rows(folder, source.read(folder.next_unit), options)
+    spec = row_spec(options, options.row_length, source.files)
+    with ShardFolder(options.output, spec).opened() as folder:
+        write_rows(folder, source.read(folder.next_unit), options)
     if source.too_short:
         print(f"{source.too_short:,} rows had fewer than {options.row_length} tokens; left out")
 
 
 def prepare_manifest(options):
-    import h5py
-
     if not options.folder.is_dir():
         raise DataError(f"{options.folder}: no such folder")
+    with locked(options.folder):
+        describe(options)
+
+
+def describe(options):
+    import h5py
+
     if (options.folder / MANIFEST).exists():
         raise UsageError(f"{options.folder / MANIFEST} is there already; remove it first")
     shards = sorted(options.folder.glob("*.h5"))

@@ -6,9 +6,11 @@ manifest comes last. prepare.json holds what decides the shards' bytes, so that 
 input or options never mix.
 """
 
+import fcntl
 import io
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,6 +115,26 @@ def write_atomically(path, data):
         os.close(folder)
 
 
+@contextmanager
+def locked(folder):
+    """Holds a folder for this process alone. The lock is on the folder itself, so no file of it is
+    left, and the kernel ends it with the process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another prepare_data.py is at work in it; let it finish, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot lock: {error.strerror}", str(folder)) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class OpenShard:
     """One shard that is being filled, in memory: HDF5 does not survive a full disk."""
 
@@ -200,7 +222,8 @@ class OpenShard:
 
 
 class ShardFolder:
-    """One folder of shards, new or begun by an earlier run with the same recipe."""
+    """One folder of shards, new or begun by an earlier run with the same recipe; used within
+    `with folder.opened()`."""
 
     def __init__(self, path, spec):
         self.path = Path(path)
@@ -215,15 +238,22 @@ class ShardFolder:
         self.next_unit = 0  # units before this one are in finished shards
         self.next_offset = 0  # and so many tokens of this one
         self.dropped_tokens = 0
+        self.finished = False
         self._shards = []
         self._open = None
+
+    @contextmanager
+    def opened(self):
+        """Locks the folder, and takes up what an earlier run left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
-        self._check_recipe()
-        self.finished = (self.path / MANIFEST).exists()
-        if not self.finished:
-            self._find_shards()
+        with locked(self.path):
+            for leftover in self.path.glob("*.tmp"):
+                leftover.unlink()
+            self._check_recipe()
+            self.finished = (self.path / MANIFEST).exists()
+            if not self.finished:
+                self._find_shards()
+            yield self
 
     def _check_recipe(self):
         path = self.path / RECIPE

@@ -1,6 +1,7 @@
 """Tests of scripts/prepare_data.py: the same bytes however often it is stopped, even on a full
 disk, and no going on with other input."""
 
+import errno
 import json
 import os
 import random
@@ -194,6 +195,42 @@ def test_foreign_or_missing_shards_are_refused(tokenizer, jsonl, tmp_path, undis
     (undisturbed / "train" / "shard_00001.h5").unlink()
     assert run(*text_arguments(jsonl, tokenizer, undisturbed)) == 3
     assert "shards before this one are missing" in capsys.readouterr().err
+
+
+def test_a_second_run_is_refused(tokenizer, jsonl, tmp_path, undisturbed, monkeypatch, capsys):
+    out = tmp_path / "out"
+    arguments = text_arguments(jsonl, tokenizer, out)
+    rename, calls, seconds, manifests = os.rename, [], [], []
+
+    def rename_beside_others(source, target):
+        calls.append(target)
+        if len(calls) in (1, 5):  # of the recipe, and of a shard
+            command = [sys.executable, SCRIPT, *arguments]
+            seconds.append(subprocess.run(command, capture_output=True, text=True))
+            manifests.append(run("manifest", target.parent, "--vocab-size", 300))
+        rename(source, target)
+
+    monkeypatch.setattr(shards_module.os, "rename", rename_beside_others)
+    assert run(*arguments) == 0
+    monkeypatch.setattr(shards_module.os, "rename", rename)
+    refusal = f"prepare_data.py: {out / 'train'}: another prepare_data.py is at work in it"
+    for second in seconds:
+        assert second.returncode == 2 and refusal in second.stderr, second
+    assert manifests == [2, 2] and len(seconds) == 2
+    assert capsys.readouterr().err.count("another prepare_data.py is at work in it") == 2
+    same_results(undisturbed, out)  # no file of a lock is left either
+    assert run(*arguments) == 0, capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tokenizer, jsonl, tmp_path, monkeypatch, capsys):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(shards_module.fcntl, "flock", flock)
+    assert run(*text_arguments(jsonl, tokenizer, tmp_path / "out")) == 7
+    assert f"cannot lock: No locks available: '{tmp_path / 'out' / 'train'}'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_full_disk_exits_7(tokenizer, jsonl, tmp_path):
