@@ -3,15 +3,18 @@
 
 One folder is one split; data/FORMAT.md describes it. Input is streamed, so memory stays small
 whatever its size, and the same input and options give the same bytes. A run that was stopped, even
-by kill -9, is started again with the same command and keeps its finished shards. Every token is
-checked against the vocabulary.
+by kill -9, is started again with the same command and keeps its finished shards; it refuses when
+options or input files (their names, sizes, modification times or order) have changed. Every token
+is checked against the vocabulary.
 
 Exit codes: 0 done, 2 usage, 3 data, 7 disk.
 """
 
 import argparse
 import itertools
+import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -21,10 +24,13 @@ from jiboia_data.errors import DataError, PrepareError, UsageError  # noqa: E402
 try:
     from jiboia_data.shards import (
         FolderSpec,
+        INPUT_LISTING,
         MANIFEST,
         ShardFolder,
         check_tokens,
+        hash_bytes,
         hash_file,
+        locked,
         write_manifest,
     )
 except ModuleNotFoundError as missing:
@@ -126,8 +132,8 @@ def make_parser():
         text.add_argument(
             f"--{role}-token",
             metavar="TOKEN",
-            help=f"the {role} token, as text or id (default: from tokenizer_config.json beside the "
-            "tokenizer)",
+            help=f"the {role} token: a number is its id, all else its text (default: from "
+            "tokenizer_config.json beside the tokenizer)",
         )
     text.add_argument(
         "--row-length",
@@ -202,13 +208,26 @@ def tokenizer_files(tokenizer):
     return (tokenizer, config) if config.is_file() else (tokenizer,)
 
 
+def list_files(inputs, files):
+    """[name, bytes, time of its last change] of the input files, in order. Names begin at the
+    folder that was given, so that a folder may be called by another path at a restart."""
+    folders = [folder for folder in map(Path, inputs) if folder.is_dir()]
+    listing = []
+    for path in files:
+        folder = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+        status = path.stat()
+        listing.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+    return listing
+
+
 def make_recipe(options, files, **facts):
     """What decides the bytes of the shards: a restart with another recipe is refused."""
-    listing = [[path.name, path.stat().st_size] for path in files]
+    listing = list_files(options.inputs, files)
     return {
         "command": options.command,
-        "inputs": listing if len(listing) <= 16 else len(listing),
-        "input_bytes": sum(size for _, size in listing),
+        "input_files": len(listing),
+        "input_bytes": sum(size for _, size, _ in listing),
+        INPUT_LISTING: hash_bytes(json.dumps(listing).encode()),
         "shard_tokens": options.shard_tokens,
         "compression": options.compression,
         **facts,
@@ -238,8 +257,6 @@ def check_options(options):
 
 
 def prepare_text(options):
-    import xxhash
-
     from jiboia_data import text
 
     copies = tokenizer_files(options.tokenizer)
@@ -282,6 +299,17 @@ def prepare_text(options):
         splits = [ShardFolder(options.output / name, spec) for name in ("train", "validation")]
     else:
         splits = [ShardFolder(options.output, spec)]
+    with ExitStack() as stack:
+        for split in splits:
+            stack.enter_context(split.opened())
+        write_documents(splits, files, encoder, options)
+
+
+def write_documents(splits, files, encoder, options):
+    import xxhash
+
+    from jiboia_data import text
+
     threshold = int(options.validation_fraction * 2.0**64)
     counter = itertools.count()
     chosen = {}  # the split of each document that is being tokenized
@@ -354,29 +382,33 @@ def prepare_parquet(options):
 
     files = find_files(options.inputs, (".parquet",))
     row_length = rows.parquet_row_length(files, options.column)
-    folder = ShardFolder(
-        options.output, row_spec(options, row_length, files, column=options.column)
-    )
-    write_rows(
-        folder, rows.parquet_rows(files, options.column, row_length, folder.next_unit), options
-    )
+    spec = row_spec(options, row_length, files, column=options.column)
+    with ShardFolder(options.output, spec).opened() as folder:
+        left = rows.parquet_rows(files, options.column, row_length, folder.next_unit)
+        write_rows(folder, left, options)
 
 
 def prepare_openlm(options):
     from jiboia_data import rows
 
     source = rows.OpenLmRows(options.inputs, options.row_length, options.vocab_size)
-    folder = ShardFolder(options.output, row_spec(options, options.row_length, source.files))
-    write_rows(folder, source.read(folder.next_unit), options)
+    spec = row_spec(options, options.row_length, source.files)
+    with ShardFolder(options.output, spec).opened() as folder:
+        write_rows(folder, source.read(folder.next_unit), options)
     if source.too_short:
         print(f"{source.too_short:,} rows had fewer than {options.row_length} tokens; left out")
 
 
 def prepare_manifest(options):
-    import h5py
-
     if not options.folder.is_dir():
         raise DataError(f"{options.folder}: no such folder")
+    with locked(options.folder):
+        describe(options)
+
+
+def describe(options):
+    import h5py
+
     if (options.folder / MANIFEST).exists():
         raise UsageError(f"{options.folder / MANIFEST} is there already; remove it first")
     shards = sorted(options.folder.glob("*.h5"))

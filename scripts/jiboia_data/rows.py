@@ -3,6 +3,7 @@
 import gzip
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet
 
 from jiboia_data.errors import DataError
 from jiboia_data.shards import Unit
-from jiboia_data.text import find_files
+from jiboia_data.text import decode, find_files
 
 NO_STARTS = np.empty(0, np.int64)
 
@@ -50,9 +51,12 @@ def parquet_row_length(files, column):
     for path in files:
         parquet = open_parquet(path, column)
         check_is_integer_list(path, column, parquet.schema_arrow.field(column).type)
-        for batch in parquet.iter_batches(1, columns=[column]):
-            if len(batch):
-                return batch.column(column).value_lengths()[0].as_py() or 0
+        try:
+            for batch in parquet.iter_batches(1, columns=[column]):
+                if len(batch):
+                    return batch.column(column).value_lengths()[0].as_py() or 0
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: {error}") from error
     raise DataError(f"{files[0]}: no rows in the Parquet files")
 
 
@@ -135,7 +139,7 @@ class OpenLmRows:
 
     def _read_manifest(self, manifest):
         files = []
-        for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(decode(manifest.read_bytes(), manifest).splitlines(), 1):
             try:
                 entry = json.loads(line)
                 name, sequences = str(entry["shard"]), int(entry["num_sequences"])
@@ -185,7 +189,7 @@ class OpenLmRows:
             raise DataError(f"{where}: expected members named *.json.gz or *.json")
         try:
             ids = json.loads(gzip.decompress(data) if where.endswith(".gz") else data)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, zlib.error) as error:
             raise DataError(f"{where}: not a JSON list of ids: {error}") from error
         if not isinstance(ids, list) or any(type(token) is not int for token in ids):
             raise DataError(f"{where}: not a JSON list of ids")

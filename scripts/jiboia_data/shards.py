@@ -2,12 +2,15 @@
 
 A run that was killed at any moment goes on where its last finished shard ended: a shard is written
 under another name, synced and renamed, carries the place in the input that follows it, and the
-manifest comes last.
+manifest comes last. prepare.json holds what decides the shards' bytes, so that shards of different
+input or options never mix.
 """
 
+import fcntl
 import io
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,7 @@ FORMAT = "jiboia-token-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECIPE = "prepare.json"
+INPUT_LISTING = "input_listing"  # key of the recipe: a hash that stands for the input's files
 CHUNK_TOKENS = 32768  # 64 KiB of uint16: a row costs one small read, the chunk index stays short
 BLOCK_TOKENS = 1 << 20  # written to HDF5 at a time
 
@@ -59,12 +63,17 @@ class FolderSpec:
 
 
 def hash_file(path):
-    """xxh3-64 of a file's bytes, as 16 hexadecimal digits."""
+    """The same of a file's bytes."""
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_bytes(data):
+    """xxh3-64, as 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(data)
 
 
 def json_bytes(value):
@@ -104,6 +113,26 @@ def write_atomically(path, data):
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def locked(folder):
+    """Holds a folder for this process alone. The lock is on the folder itself, so no file of it is
+    left, and the kernel ends it with the process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another prepare_data.py is at work in it; let it finish, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot lock: {error.strerror}", str(folder)) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class OpenShard:
@@ -193,7 +222,8 @@ class OpenShard:
 
 
 class ShardFolder:
-    """One folder of shards, new or begun by an earlier run with the same recipe."""
+    """One folder of shards, new or begun by an earlier run with the same recipe; used within
+    `with folder.opened()`."""
 
     def __init__(self, path, spec):
         self.path = Path(path)
@@ -208,15 +238,22 @@ class ShardFolder:
         self.next_unit = 0  # units before this one are in finished shards
         self.next_offset = 0  # and so many tokens of this one
         self.dropped_tokens = 0
+        self.finished = False
         self._shards = []
         self._open = None
+
+    @contextmanager
+    def opened(self):
+        """Locks the folder, and takes up what an earlier run left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
-        self._check_recipe()
-        self.finished = (self.path / MANIFEST).exists()
-        if not self.finished:
-            self._find_shards()
+        with locked(self.path):
+            for leftover in self.path.glob("*.tmp"):
+                leftover.unlink()
+            self._check_recipe()
+            self.finished = (self.path / MANIFEST).exists()
+            if not self.finished:
+                self._find_shards()
+            yield self
 
     def _check_recipe(self):
         path = self.path / RECIPE
@@ -225,17 +262,32 @@ class ShardFolder:
             write_atomically(path, json_bytes(recipe))  # nothing yet hangs on an earlier one
         elif path.exists():
             begun = json.loads(path.read_text(encoding="utf-8"))
-            differing = sorted(k for k in {*begun, *recipe} if begun.get(k) != recipe.get(k))
-            if differing:
-                changes = ", ".join(
-                    f"{k}: {begun.get(k)} then, {recipe.get(k)} now" for k in differing
-                )
-                raise UsageError(
-                    f"{self.path} was begun with other inputs or options ({changes}); choose "
-                    "another --output, or remove the folder to begin anew"
-                )
+            if begun != recipe:
+                self._refuse(begun, recipe)
         else:
             raise UsageError(f"{self.path} holds shards that this program did not write")
+
+    def _refuse(self, begun, recipe):
+        """Says why what was begun by one recipe is not gone on with by another."""
+        if INPUT_LISTING not in begun:
+            reason = (
+                f"was made by an earlier version, whose {RECIPE} cannot tell whether the input "
+                "is still the same"
+            )
+        else:
+            differing = sorted(k for k in {*begun, *recipe} if begun.get(k) != recipe.get(k))
+            changes = ", ".join(f"{k}: {begun.get(k)} then, {recipe.get(k)} now" for k in differing)
+            reason = f"was begun with other inputs or options ({changes})"
+            if INPUT_LISTING in differing:
+                reason += (
+                    f"; {INPUT_LISTING} stands for the names, sizes and modification times of the "
+                    "input's files in their order, so that a touched or copied file counts as "
+                    "another"
+                )
+        advice = "choose another --output, or remove the folder to begin anew"
+        if (self.path / MANIFEST).exists():
+            advice += "; it is finished, and training can use it as it is"
+        raise UsageError(f"{self.path} {reason}; {advice}")
 
     def _shard_path(self, index):
         return self.path / f"shard_{index:05d}.h5"

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def read_documents(files, field, split):
                     yield str(path), decode(lines.read(), path)
                 else:
                     yield from read_pieces(path, lines, split)
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path}: {error}") from error
 
 
@@ -142,31 +144,52 @@ class TextEncoder:
 
 
 def special_ids(tokenizer_path, given):
-    """bos, eos and pad ids: from the options (a token's text or a number), else from the
-    tokenizer_config.json beside the tokenizer."""
-    names = {}
-    config = Path(tokenizer_path).with_name("tokenizer_config.json")
-    if config.is_file():
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        for role in ("bos", "eos", "pad"):
-            token = settings.get(f"{role}_token")
-            names[role] = token.get("content") if isinstance(token, dict) else token
-    names.update({role: token for role, token in given.items() if token is not None})
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    """bos, eos and pad ids: from the options, where a number is an id and all else a token's text,
+    or else from the texts in the tokenizer_config.json beside the tokenizer."""
+    settings = read_tokenizer_config(Path(tokenizer_path).with_name("tokenizer_config.json"))
+    vocabulary = Tokenizer.from_file(str(tokenizer_path)).get_vocab(True)
     vocab_size = vocabulary_size(tokenizer_path)
     ids = {}
-    for role, token in names.items():
+    for role, option in given.items():
+        # Digits are ids even where a token has the same digits for its text, as each digit has.
+        if option is not None and re.fullmatch("-?[0-9]+", option):
+            number = int(option)
+            if not 0 <= number < vocab_size:
+                raise UsageError(
+                    f"--{role}-token {number} is outside the vocabulary of {vocab_size}"
+                )
+            ids[f"{role}_token_id"] = number
+            continue
+        token = option if option is not None else settings.get(f"{role}_token")
         if token is None:
             continue
-        number = tokenizer.token_to_id(token)
-        if number is None and token.isdecimal():
-            number = int(token)
-        if number is None:
+        if token not in vocabulary:
             raise DataError(f"{tokenizer_path}: has no token {token!r} (the {role} token)")
-        if number >= vocab_size:
-            raise UsageError(f"--{role}-token {number} is outside the vocabulary of {vocab_size}")
-        ids[f"{role}_token_id"] = number
+        ids[f"{role}_token_id"] = vocabulary[token]
     return ids
+
+
+def read_tokenizer_config(path):
+    """The texts of the bos, eos and pad tokens, {"eos_token": "</s>", ...}, of those it names."""
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(decode(path.read_bytes(), path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: expected a JSON object, got {settings!r:.60}")
+    texts = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = settings.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
+            raise DataError(
+                f'{path}: {name} is {token!r:.60}, expected its text, an object with the text as '
+                '"content", or null'
+            )
+        texts[name] = text
+    return texts
 
 
 def vocabulary_size(tokenizer_path):

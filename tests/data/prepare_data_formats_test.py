@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from prepared import Stopped, read_folder, run, same_folders, shards_module
+from prepared import Stopped, damaged_gzip, read_folder, run, same_folders, shards_module
 
 # Parquet
 
@@ -95,6 +95,23 @@ def test_damaged_parquet_is_refused(tmp_path, capsys):
     assert "a.parquet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rows_before", [0, 2])
+def test_parquet_that_does_not_decompress_is_refused(tmp_path, capsys, rows_before):
+    rows = [list(range(i, i + 400)) for i in range(4)]
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"input_ids": lists(rows)})
+    pyarrow.parquet.write_table(
+        table, path, row_group_size=2, compression="gzip", use_dictionary=False
+    )
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(rows_before // 2).column(0)
+    data = bytearray(path.read_bytes())
+    middle = group.data_page_offset + group.total_compressed_size // 2
+    data[middle : middle + 64] = b"\xff" * 64
+    path.write_bytes(data)
+    assert run("parquet", path, "-o", tmp_path / "out", "--vocab-size", 500) == 3
+    assert f"{path}: " in capsys.readouterr().err
+
+
 def test_large_vocabularies_take_32_bits(tmp_path):
     write_parquet(tmp_path / "a.parquet", [[65536, 70000, 0]])
     assert run("parquet", tmp_path, "-o", tmp_path / "out", "--vocab-size", 70001) == 0
@@ -148,6 +165,9 @@ def test_openlm(tmp_path, capsys):
     manifest.write_text('{"shard": "b", "num_sequences": 3}\n')
     assert run("openlm", folder, "-o", tmp_path / "counts", *arguments) == 3
     assert "2 sequences, the manifest says 3" in capsys.readouterr().err
+    manifest.write_bytes(b'{"shard": "\xff"}\n')
+    assert run("openlm", folder, "-o", tmp_path / "counts", *arguments) == 3
+    assert "manifest.jsonl: not UTF-8 at byte 11" in capsys.readouterr().err
 
 
 def test_openlm_goes_on(tmp_path, monkeypatch):
@@ -177,6 +197,7 @@ def test_openlm_goes_on(tmp_path, monkeypatch):
         ([("a.json.gz", [1, 2, "3"])], "not a JSON list of ids"),
         ([("a.json.gz", [1, 2, True])], "not a JSON list of ids"),
         ([("a.json.gz", b"junk")], "not a JSON list of ids"),
+        ([("a.json.gz", damaged_gzip(b"[1, 2, 3]"))], "a.tar: a.json.gz: not a JSON list of ids"),
         ([("a.json", b"[1, 2")], "not a JSON list of ids"),
         ([("a.txt", b"[1, 2, 3]")], "expected members named"),
         ([("a.json.gz", [1, 2, 50])], "token 50 at position 2 is outside the vocabulary of 50"),

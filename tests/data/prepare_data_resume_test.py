@@ -1,5 +1,8 @@
-"""Tests of scripts/prepare_data.py: the same bytes however often it is stopped, even on a full disk."""
+"""Tests of scripts/prepare_data.py: the same bytes however often it is stopped, even on a full
+disk, and no going on with other input."""
 
+import errno
+import json
 import os
 import random
 import signal
@@ -101,16 +104,83 @@ def test_other_options_or_input_are_refused(tokenizer, jsonl, tmp_path, undistur
     with jsonl.open("a") as file:
         file.write('{"text": "more"}\n')
     assert run(*arguments) == 2
-    assert "input_bytes" in capsys.readouterr().err
+    assert "input_bytes" in (said := capsys.readouterr().err)
+    assert "it is finished, and training can use it as it is" in said
     assert before == {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
 
 
+def rewrite(path, text):
+    times = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def swap(a, b):
+    aside = a.with_name("aside")
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, b: a.rename(a.with_name("also_a.txt")),
+        lambda a, b: os.utime(a, ns=(0, a.stat().st_mtime_ns + 1)),
+        lambda a, b: (rewrite(a, "Other"), rewrite(b, "sizes!!")),
+        swap,
+    ],
+    ids=["renamed", "touched", "other sizes of the same sum", "swapped"],
+)
+def test_changed_files_among_many_are_refused(tokenizer, tmp_path, capsys, change):
+    texts = tmp_path / "texts"
+    (texts / "sub").mkdir(parents=True)
+    files = [texts / "sub" / f"{i:02}.txt" for i in range(20)]
+    for i, file in enumerate(files):
+        file.write_text(f"Olá {i:02}")
+        os.utime(file, ns=(i, i))
+    arguments = ("-o", tmp_path / "out", "--tokenizer", tokenizer, "--shard-tokens", 20)
+    assert run("text", texts, *arguments) == 0
+    capsys.readouterr()
+    moved = texts.rename(tmp_path / "moved")
+    assert run("text", moved, *arguments) == 0, capsys.readouterr().err  # the same files
+    (tmp_path / "out" / "manifest.json").unlink()
+    change(*(moved / file.relative_to(texts) for file in files[:2]))
+    assert run("text", moved, *arguments) == 2
+    said = capsys.readouterr().err
+    assert "input_listing: " in said and "a touched or copied file" in said
+    assert "remove the folder to begin anew" in said and "it is finished" not in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_files_in_another_order_are_refused(tokenizer, tmp_path, capsys):
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        file.write_text("Olá")
+    arguments = ("-o", tmp_path / "out", "--tokenizer", tokenizer)
+    assert run("text", *files, *arguments) == 0
+    assert run("text", *files[::-1], *arguments) == 2
+    assert "input_listing: " in capsys.readouterr().err
+
+
+def test_folders_of_an_earlier_version_are_refused(tokenizer, jsonl, undisturbed, capsys):
+    """Its prepare.json named up to 16 files, without their times, and counted more."""
+    recipe = undisturbed / "train" / "prepare.json"
+    earlier = json.loads(recipe.read_text())
+    del earlier["input_listing"], earlier["input_files"]
+    recipe.write_text(json.dumps(earlier | {"inputs": [[jsonl.name, earlier["input_bytes"]]]}))
+    assert run(*text_arguments(jsonl, tokenizer, undisturbed)) == 2
+    said = capsys.readouterr().err
+    assert "an earlier version" in said and "training can use it as it is" in said
+
+
 def test_input_that_failed_can_be_mended(tokenizer, jsonl, tmp_path, undisturbed, capsys):
-    good = jsonl.read_bytes()
+    good, times = jsonl.read_bytes(), jsonl.stat()
     jsonl.write_bytes(b"no JSON\n")
     arguments = text_arguments(jsonl, tokenizer, tmp_path / "out")
     assert run(*arguments) == 3
     jsonl.write_bytes(good)
+    os.utime(jsonl, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert run(*arguments) == 0, capsys.readouterr().err
     same_results(undisturbed, tmp_path / "out")
 
@@ -125,6 +195,42 @@ def test_foreign_or_missing_shards_are_refused(tokenizer, jsonl, tmp_path, undis
     (undisturbed / "train" / "shard_00001.h5").unlink()
     assert run(*text_arguments(jsonl, tokenizer, undisturbed)) == 3
     assert "shards before this one are missing" in capsys.readouterr().err
+
+
+def test_a_second_run_is_refused(tokenizer, jsonl, tmp_path, undisturbed, monkeypatch, capsys):
+    out = tmp_path / "out"
+    arguments = text_arguments(jsonl, tokenizer, out)
+    rename, calls, seconds, manifests = os.rename, [], [], []
+
+    def rename_beside_others(source, target):
+        calls.append(target)
+        if len(calls) in (1, 5):  # of the recipe, and of a shard
+            command = [sys.executable, SCRIPT, *arguments]
+            seconds.append(subprocess.run(command, capture_output=True, text=True))
+            manifests.append(run("manifest", target.parent, "--vocab-size", 300))
+        rename(source, target)
+
+    monkeypatch.setattr(shards_module.os, "rename", rename_beside_others)
+    assert run(*arguments) == 0
+    monkeypatch.setattr(shards_module.os, "rename", rename)
+    refusal = f"prepare_data.py: {out / 'train'}: another prepare_data.py is at work in it"
+    for second in seconds:
+        assert second.returncode == 2 and refusal in second.stderr, second
+    assert manifests == [2, 2] and len(seconds) == 2
+    assert capsys.readouterr().err.count("another prepare_data.py is at work in it") == 2
+    same_results(undisturbed, out)  # no file of a lock is left either
+    assert run(*arguments) == 0, capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tokenizer, jsonl, tmp_path, monkeypatch, capsys):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(shards_module.fcntl, "flock", flock)
+    assert run(*text_arguments(jsonl, tokenizer, tmp_path / "out")) == 7
+    assert f"cannot lock: No locks available: '{tmp_path / 'out' / 'train'}'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_full_disk_exits_7(tokenizer, jsonl, tmp_path):

@@ -5,7 +5,8 @@ import gzip
 import numpy as np
 import pytest
 import xxhash
-from prepared import DOCUMENTS, expected_text, read_folder, run
+from prepared import DOCUMENTS, damaged_gzip, expected_text, read_folder, run
+from tokenizers import Tokenizer
 
 
 def test_text_becomes_a_stream(tokenizer, jsonl, tmp_path, capsys):
@@ -41,6 +42,47 @@ def test_separators(tokenizer, jsonl, tmp_path, rule, before, after):
     _, tokens, starts = read_folder(tmp_path / "out")
     wanted, wanted_starts = expected_text(tokenizer, DOCUMENTS, before, after)
     assert tokens.tolist() == wanted and starts.tolist() == wanted_starts
+
+
+def test_a_number_is_an_id_and_all_else_a_text(tokenizer, jsonl, tmp_path):
+    ids = Tokenizer.from_file(str(tokenizer)).get_vocab()
+    assert ids["7"] != 7  # the digit is a token of its own, with another id
+    out = tmp_path / "out"
+    arguments = ("--eos-token", "7", "--bos-token", "x", "--pad-token", "<|bos|>")
+    assert run("text", jsonl, "-o", out, "--tokenizer", tokenizer, *arguments) == 0
+    manifest, tokens, _ = read_folder(out)
+    assert manifest["eos_token_id"] == 7
+    assert (manifest["bos_token_id"], manifest["pad_token_id"]) == (ids["x"], 1)
+    assert tokens.tolist() == expected_text(tokenizer, DOCUMENTS, after=(7,))[0]
+
+
+def test_a_number_in_tokenizer_config_is_a_text(tokenizer, jsonl, tmp_path):
+    copy = tmp_path / "tokenizer.json"
+    copy.write_bytes(tokenizer.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "7"}')
+    assert run("text", jsonl, "-o", tmp_path / "out", "--tokenizer", copy) == 0
+    wanted = Tokenizer.from_file(str(tokenizer)).token_to_id("7")
+    assert read_folder(tmp_path / "out")[0]["eos_token_id"] == wanted
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (b'{"eos_token": ', "not JSON: Expecting value"),
+        (b'{"eos_token": "\xff"}', "not UTF-8 at byte 15"),
+        (b'["<|eos|>"]', "expected a JSON object, got ['<|eos|>']"),
+        (b'{"eos_token": 7}', "eos_token is 7, expected its text"),
+        (b'{"pad_token": {"id": 7}}', "pad_token is {'id': 7}, expected its text"),
+    ],
+)
+def test_a_damaged_tokenizer_config_is_refused(
+    tokenizer, jsonl, tmp_path, capsys, config, message
+):
+    copy = tmp_path / "tokenizer.json"
+    copy.write_bytes(tokenizer.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    assert run("text", jsonl, "-o", tmp_path / "out", "--tokenizer", copy) == 3
+    assert f"{tmp_path / 'tokenizer_config.json'}: {message}" in capsys.readouterr().err
 
 
 def test_text_becomes_rows(tokenizer, jsonl, tmp_path, capsys):
@@ -106,6 +148,8 @@ def test_text_files(tokenizer, tmp_path):
         ("a.jsonl", b'{"text": "\\ud83d"}', "half a surrogate pair"),
         ("a.txt.gz", b"not gzip", "a.txt.gz: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"x" * 99999)[:-9], "a.txt.gz: Compressed file ended"),
+        ("a.txt.gz", damaged_gzip(b"x" * 99999), "a.txt.gz: Error -3 while decompressing data"),
+        ("a.jsonl.gz", damaged_gzip(b'{"text": "x"}'), "a.jsonl.gz: Error -3 while decompressing"),
         ("a.png", b"", "no *.txt"),
     ],
 )
@@ -127,6 +171,8 @@ def test_usage_errors(tokenizer, jsonl, tmp_path, capsys):
         ((jsonl, *out, "--row-length", 50, "--shard-tokens", 49), 2, "one row has 50"),
         ((jsonl, *out, "--eos-token", "<none>"), 3, "has no token '<none>'"),
         ((jsonl, *out, "--pad-token", 99999), 2, "--pad-token 99999 is outside the vocabulary of"),
+        ((jsonl, *out, "--pad-token", -1), 2, "--pad-token -1 is outside the vocabulary of"),
+        ((jsonl, *out, "--pad-token", "\udcff"), 3, "has no token '\\udcff' (the pad token)"),
         ((jsonl, "-o", tmp_path / "out", "--tokenizer", jsonl), 2, "must be named tokenizer.json"),
         ((jsonl, "-o", tmp_path / "out", "--tokenizer", "absent"), 3, "no such tokenizer"),
     ]:
@@ -161,6 +207,3 @@ def test_options_are_checked_before_the_input(tmp_path, capsys, arguments, messa
         assert run(command, tmp_path / "absent", *output, *arguments) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-# Stopping and going on.

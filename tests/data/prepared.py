@@ -1,6 +1,7 @@
 """What the tests of scripts/prepare_data.py share."""
 
 import filecmp
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -19,6 +20,13 @@ from jiboia_data import shards as shards_module  # noqa: E402, F401  (the script
 from jiboia_data import text as text_module  # noqa: E402, F401
 
 DOCUMENTS = [f"Olá, {i}! Coração 🐍 {'x' * (i % 40)}.\n" * (1 + i % 3) for i in range(300)]
+
+
+def damaged_gzip(data):
+    """Compressed data whose header is sound, but whose first deflate block is of no known kind."""
+    compressed = bytearray(gzip.compress(data, mtime=0))
+    compressed[10] = 0xFF
+    return bytes(compressed)
 
 
 class Stopped(BaseException):
