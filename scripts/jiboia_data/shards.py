@@ -62,18 +62,18 @@ class FolderSpec:
         return np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
+def hash_bytes(data):
+    """xxh3-64, as 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(data)
+
+
 def hash_file(path):
-    """The same of a file's bytes."""
+    """The same of a file."""
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def hash_bytes(data):
-    """xxh3-64, as 16 hexadecimal digits."""
-    return xxhash.xxh3_64_hexdigest(data)
 
 
 def json_bytes(value):
