@@ -50,8 +50,6 @@ class TokenDataset {
   /// Positions of a row that have a target: seq_len, or one less where rows have seq_len tokens.
   std::int64_t targets_per_row() const;
   bool has_document_starts() const { return options_.document_starts == DocumentStarts::kRead; }
-  /// Tokens at the end of a stream that do not fill a row.
-  std::int64_t dropped_tokens() const { return dropped_tokens_; }
   /// One line: rows, their rule, tokens, what is dropped, vocabulary.
   std::string summary() const;
 
@@ -68,7 +66,7 @@ class TokenDataset {
   ShardManifest manifest_;
   Options options_;
   std::int64_t rows_ = 0;
-  std::int64_t dropped_tokens_ = 0;
+  std::int64_t dropped_tokens_ = 0;        ///< at the end of a stream, not filling a row
   std::vector<std::int64_t> first_token_;  ///< of each shard in the folder's sequence, then the end
   std::unique_ptr<ShardPool> pool_;
 };

@@ -1,7 +1,7 @@
 #include "data/tokenizer.h"
 
 #include <algorithm>
-#include <unordered_map>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -66,7 +66,6 @@ struct Tokenizer::State {
   const DecodedToken& decoded(std::int32_t id) const;
 
   std::vector<DecodedToken> tokens;
-  std::unordered_map<std::string, std::int32_t> ids_by_token;
   AddedTokens raw_added_tokens, normalized_added_tokens;
   std::vector<Normalizer> normalizers;
   PreTokenizer pre_tokenizer;
@@ -84,7 +83,6 @@ Tokenizer::State::State(TokenizerFile file)
       prefix_ids(std::move(file.prefix_ids)),
       suffix_ids(std::move(file.suffix_ids)) {
   for (const std::string& token : file.tokens) {
-    ids_by_token.emplace(token, static_cast<std::int32_t>(tokens.size()));
     tokens.push_back(
         std::visit([&](const auto& kind) { return decode_token(kind, token); }, file.decoder));
   }
@@ -221,12 +219,6 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
 
 std::int64_t Tokenizer::vocab_size() const {
   return static_cast<std::int64_t>(state_->tokens.size());
-}
-
-std::optional<std::int32_t> Tokenizer::id_of_token(std::string_view token) const {
-  const auto found = state_->ids_by_token.find(std::string(token));
-  if (found == state_->ids_by_token.end()) return std::nullopt;
-  return found->second;
 }
 
 std::string StreamDecoder::append(std::int32_t id) {

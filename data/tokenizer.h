@@ -2,7 +2,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -44,8 +43,6 @@ class Tokenizer {
   /// How many tokens there are, added ones included; their ids are 0..vocab_size()-1. A model may
   /// have more rows than that.
   std::int64_t vocab_size() const;
-  /// The id of a token as the file spells it, such as "</s>".
-  std::optional<std::int32_t> id_of_token(std::string_view token) const;
 
  private:
   friend class StreamDecoder;

@@ -1,10 +1,13 @@
 #pragma once
+#include <array>
+#include <csignal>
 
 namespace jiboia {
 
 /// Turns SIGTERM, SIGINT and SIGHUP into a wish to stop at the next step boundary. A second SIGTERM
-/// or SIGINT ends the process at once. SIGHUP stays ignored where it was, as nohup has it. One
-/// object at a time.
+/// or SIGINT ends the process at once. What was ignored stays ignored: SIGHUP under nohup, SIGINT
+/// of what a script starts with &. The destructor puts back what was there before. One object at a
+/// time.
 class StopSignal {
  public:
   StopSignal();
@@ -16,7 +19,8 @@ class StopSignal {
   int received() const;
 
  private:
-  bool heeds_hangup_;
+  static constexpr std::array kSignals = {SIGTERM, SIGINT, SIGHUP};
+  std::array<struct sigaction, kSignals.size()> before_{};
 };
 
 }  // namespace jiboia

@@ -1,5 +1,6 @@
 """Same bits: again, after every stop, on any number of threads, with recompute, after kills."""
 
+import contextlib
 import random
 import shutil
 import signal
@@ -63,35 +64,25 @@ def test_other_micro_batches_see_the_same_rows(data, whole, tmp_path):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_stops(number, code, data, tmp_path):
-    tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
-    process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
-                               stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > 3)
-    process.send_signal(number)
-    if number == signal.SIGHUP:
-        process.send_signal(number)  # as closing terminals do
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    last = metrics_of(tmp_path / "run")[-1]["step"]
-    assert checkpoints_of(tmp_path / "run") == [f"step_{last:08}"]
+    with long_run(data, tmp_path, number, signal.SIG_DFL) as process:
+        process.send_signal(number)
+        if number == signal.SIGHUP:
+            process.send_signal(number)  # as closing terminals do
+        last = assert_saved_and_stopped(process, tmp_path, code)
     # What was saved goes on as if nothing had happened.
     resumed = start(tmp_path, config_of(data, tmp_path / "run", steps=last + 1))
     assert f"at step {last}" in resumed.stderr
 
 
-def test_a_hangup_that_is_ignored_stops_nothing(data, tmp_path):
-    """As nohup starts programs."""
-    tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
-    process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
-                               stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > 3)
-    process.send_signal(signal.SIGHUP)
-    steps = len(metrics_of(tmp_path / "run"))
-    wait_for(lambda: process.poll() is not None or len(metrics_of(tmp_path / "run")) > steps + 3)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stops_nothing(number, data, tmp_path):
+    """As nohup starts programs, and as shells start those that a script puts in the background."""
+    with long_run(data, tmp_path, number, signal.SIG_IGN) as process:
+        process.send_signal(number)
+        steps = len(metrics_of(tmp_path / "run"))
+        wait_for(lambda: process.poll() is not None or len(metrics_of(tmp_path / "run")) > steps + 3)
+        process.terminate()
+        assert_saved_and_stopped(process, tmp_path, 143)
 
 
 def test_weights_alone_are_a_model_and_no_run_goes_on_from_them(data, tmp_path):
@@ -148,6 +139,29 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(data, tmp_path):
     start(tmp_path, tree)
     assert_same_end(tmp_path / "run", tmp_path / "undisturbed", steps)
     assert not list((tmp_path / "run/checkpoints").glob("*.tmp-*"))
+
+
+@contextlib.contextmanager
+def long_run(data, tmp_path, number, handler):
+    """A run, some steps after its start, that only signals end; it starts with this handler of signal `number`."""
+    tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
+    process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
+                               stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, handler))
+    try:
+        wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > 3)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def assert_saved_and_stopped(process, tmp_path, code):
+    """Returns the last step, which the one checkpoint is of."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    last = metrics_of(tmp_path / "run")[-1]["step"]
+    assert checkpoints_of(tmp_path / "run") == [f"step_{last:08}"]
+    return last
 
 
 def wait_for(condition, seconds=60):

@@ -338,7 +338,7 @@ TEST_F(CheckpointKillTest, EverythingIsSyncedBeforeItCounts) {
   };
   save(store, 1);
   faults = {};
-  const std::string folder = "step_00000001.tmp-" + store.run_id();
+  const std::string folder = "step_00000001.tmp-" + read_manifest(store.path_of(1)).run_id;
   const auto position = [&](const std::string& event) {
     const auto found = std::ranges::find(events, event);
     EXPECT_NE(found, events.end()) << event;

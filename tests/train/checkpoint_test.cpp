@@ -144,11 +144,14 @@ TEST_F(CheckpointTest, TheRunsIdGoesOn) {
   const RunFolder run(output_);
   CheckpointStore first(run, {.keep = 0}), second(run, {.keep = 0}), third(run, {.keep = 0});
   save_one(first, 1);
-  EXPECT_NE(first.run_id(), second.run_id());
   ParameterStore parameters = tiny_store(0);
   ASSERT_TRUE(second.resume(tiny_inputs(), DataChange::kRefuse, parameters));
-  EXPECT_EQ(second.run_id(), first.run_id());
-  EXPECT_EQ(read_manifest(folder_of(1)).run_id, first.run_id());
+  save_one(second, 2);
+  save_one(third, 3);  // another run, for it has resumed nothing
+  const auto run_id = [&](std::int64_t step) { return read_manifest(folder_of(step)).run_id; };
+  EXPECT_FALSE(run_id(1).empty());
+  EXPECT_EQ(run_id(2), run_id(1));
+  EXPECT_NE(run_id(3), run_id(1));
 }
 
 TEST_F(CheckpointTest, AFolderIsAHuggingFaceModelAndATrainersState) {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 PROGRAM = Path(os.environ["JIBOIA_BUILD_DIR"]) / "bin" / "export"
 CONVERT_BIN = Path(os.environ["JIBOIA_SOURCE_DIR"]) / "scripts" / "convert_bin.py"
@@ -123,11 +127,25 @@ def test_tokenizer_files_and_model_card(source, output, tmp_path):
     assert (output / "tokenizer_config.json").exists()
     card = (output / "README.md").read_text()
     parameters = sum(p.numel() for p in load_model(output).parameters())
-    assert "library_name: transformers" in card and str(parameters) in card
+    assert "library_name: transformers" in card and str(parameters) in card and "# the output\n" in card
 
     (tmp_path / "card.md").write_text("# Mine\n")
     export(source, output, "--model-card", tmp_path / "card.md")
     assert (output / "README.md").read_text() == "# Mine\n"
+
+
+def test_the_model_cards_example_runs_in_the_folder(source, output, monkeypatch, capsys):
+    save_model(source)
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "Once": 1, "upon": 2, "a": 3, "time": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
+    export(source, output)
+    (example,) = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(output)
+    # Their own generate() needs a newer torch than distributions have.
+    monkeypatch.setattr(MambaForCausalLM, "generate", lambda model, ids, max_new_tokens: ids)
+    exec(example, {})
+    assert capsys.readouterr().out == "Once upon a time\n"
 
 
 def test_reads_mamba_ssm(source, output):

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "tests/support/tiny_model.h"
@@ -199,11 +200,17 @@ TEST(MambaLm, CountsThePublishedParameters) {
   EXPECT_EQ(count(mamba7b), 7'153'127'424);
 }
 
+Tensor value_of(const ParameterStore& parameters, const std::string& name) {
+  const auto found = std::ranges::find(parameters.specs(), name, &ParameterSpec::name);
+  require(found != parameters.specs().end(), ErrorKind::kInvalidArgument, "no parameter {}", name);
+  return parameters.value(static_cast<std::size_t>(found - parameters.specs().begin()));
+}
+
 struct Moments {
   double mean = 0, deviation = 0, smallest = 1e30, largest = -1e30;
 };
 Moments moments_of(const ParameterStore& parameters, const std::string& name) {
-  const Tensor value = parameters.value(parameters.find(name).value());
+  const Tensor value = value_of(parameters, name);
   Moments m;
   double squares = 0;
   const auto n = static_cast<double>(value.size());
@@ -259,14 +266,13 @@ TEST(Initialise, DrawsWhatTransformersDrew) {
 
 TEST(Initialise, TimeStepsStartBetweenTheirBounds) {
   const ParameterStore parameters = initialised(Initialisation::kMambaSsm);
-  const Tensor bias =
-      parameters.value(parameters.find(std::string(kLayer) + "dt_proj.bias").value());
+  const Tensor bias = value_of(parameters, std::string(kLayer) + "dt_proj.bias");
   for (std::int64_t i = 0; i < bias.size(); ++i) {
     const double dt = std::log1p(std::exp(static_cast<double>(bias.as<float>()[i])));
     EXPECT_GE(dt, 1e-3 * (1 - 1e-5));
     EXPECT_LE(dt, 1e-1 * (1 + 1e-5));
   }
-  const Tensor a_log = parameters.value(parameters.find(std::string(kLayer) + "A_log").value());
+  const Tensor a_log = value_of(parameters, std::string(kLayer) + "A_log");
   for (std::int64_t i = 0; i < a_log.size(); ++i) {
     EXPECT_NEAR(a_log.as<float>()[i], std::log(static_cast<double>(i % 16 + 1)), 1e-6);
   }

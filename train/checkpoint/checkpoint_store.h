@@ -41,8 +41,6 @@ class CheckpointStore {
   std::vector<std::int64_t> steps() const;
   /// checkpoints/step_00000100
   std::filesystem::path path_of(std::int64_t step) const;
-  /// A name for the run that all its checkpoints carry and that resume() takes over from them.
-  const std::string& run_id() const { return run_id_; }
 
   struct Resumed {
     std::filesystem::path folder;
@@ -87,6 +85,7 @@ class CheckpointStore {
 
   std::filesystem::path folder_;
   CheckpointConfig config_;
+  /// Names the run in all its checkpoints; resume() takes it over from them.
   std::string run_id_;
   std::int64_t newest_good_step_ = -1;
   bool has_superseded_ = false;  ///< a save has not been followed by remove_superseded() yet

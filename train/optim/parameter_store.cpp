@@ -74,13 +74,6 @@ ParameterStore::Plan ParameterStore::plan(std::span<const ParameterSpec> specs, 
       .moments = training ? 2 * size : 0};
 }
 
-std::optional<std::size_t> ParameterStore::find(std::string_view name) const {
-  for (std::size_t i = 0; i < specs_.size(); ++i) {
-    if (specs_[i].name == name) return i;
-  }
-  return std::nullopt;
-}
-
 FlatRange ParameterStore::slice(Rank rank) const {
   const std::int64_t size = round_up((flat_size_ + rank.count - 1) / rank.count, kShardUnit);
   const std::int64_t begin = std::min(size * rank.index, flat_size_);

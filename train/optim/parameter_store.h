@@ -1,7 +1,5 @@
 #pragma once
-#include <optional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "autograd/grad_sink.h"
@@ -46,7 +44,6 @@ class ParameterStore : public GradSink {
   std::size_t count() const { return specs_.size(); }
   const ParameterSpec& spec(std::size_t i) const { return specs_[i]; }
   std::span<const ParameterSpec> specs() const { return specs_; }
-  std::optional<std::size_t> find(std::string_view name) const;
   /// The elements of parameter `i`; they begin at a multiple of kAlignment.
   FlatRange range(std::size_t i) const { return ranges_[i]; }
   /// The elements that a rank owns, in whole units. All slices are of one size, but for the last

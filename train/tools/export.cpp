@@ -73,16 +73,16 @@ std::string model_card(const CardFacts& facts) {
   if (facts.state)
     card += fmt::format("| Training steps | {} |\n| Tokens seen | {} |\n", facts.state->step,
                         facts.state->tokens);
-  card += fmt::format(
+  card +=
       "\n## Use\n\n"
+      "In this folder; elsewhere, write its path instead of `.`, or USER/NAME once uploaded.\n\n"
       "```python\n"
       "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-      "tokenizer = AutoTokenizer.from_pretrained(\"{0}\")\n"
-      "model = AutoModelForCausalLM.from_pretrained(\"{0}\")\n"
-      "ids = tokenizer(\"Era uma vez\", return_tensors=\"pt\").input_ids\n"
+      "tokenizer = AutoTokenizer.from_pretrained(\".\")\n"
+      "model = AutoModelForCausalLM.from_pretrained(\".\")\n"
+      "ids = tokenizer(\"Once upon a time\", return_tensors=\"pt\").input_ids\n"
       "print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))\n"
-      "```\n",
-      facts.name);
+      "```\n";
   return card;
 }
 
