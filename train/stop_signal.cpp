@@ -17,7 +17,7 @@ StopSignal::StopSignal() {
   received_signal = 0;
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
     sigaction(kSignals[i], nullptr, &before_[i]);
-    if (before_[i].sa_handler == SIG_IGN) continue;
+    if (before_[i].sa_handler == SIG_IGN && kSignals[i] != SIGTERM) continue;
     struct sigaction action = {};
     action.sa_handler = remember;
     action.sa_flags = SA_RESTART;

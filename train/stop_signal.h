@@ -5,9 +5,9 @@
 namespace jiboia {
 
 /// Turns SIGTERM, SIGINT and SIGHUP into a wish to stop at the next step boundary. A second SIGTERM
-/// or SIGINT ends the process at once. What was ignored stays ignored: SIGHUP under nohup, SIGINT
-/// of what a script starts with &. The destructor puts back what was there before. One object at a
-/// time.
+/// or SIGINT ends the process at once. Two stay ignored where they were: SIGHUP under nohup, SIGINT
+/// of what a script starts with &. SIGTERM is heard even so: batch systems send it before they
+/// kill. The destructor puts back what was there before. One object at a time.
 class StopSignal {
  public:
   StopSignal();
