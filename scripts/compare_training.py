@@ -69,7 +69,21 @@ def read_yaml(path):
 
 
 def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a metrics.jsonl, which must be of steps 1, 2, ... with finite losses."""
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if line["step"] != number:
+                fail(f"{path}:{number}: step {line['step']}, expected {number}")
+            if not math.isfinite(line["train/loss"]):
+                fail(f"{path}:{number}: the loss is {line['train/loss']}")
+        except (ValueError, KeyError, TypeError) as error:
+            fail(f"{path}:{number}: no line of a metrics.jsonl: {error}")
+        lines.append(line)
+    if not lines:
+        fail(f"{path}: no steps")
+    return lines
 
 
 class Rows:
@@ -313,8 +327,8 @@ def run(options):
         fail("the run resets its state at documents: transformers cannot")
     ours = read_lines(options.run / "metrics.jsonl")
     steps = options.steps or len(ours)
-    if not 0 < steps <= len(ours):
-        fail(f"{options.run}: {len(ours)} steps, wanted {steps or 'some'}")
+    if steps > len(ours):
+        fail(f"{options.run}: {len(ours)} steps, wanted {steps}")
     output = options.output or options.run
     output.mkdir(parents=True, exist_ok=True)
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -395,6 +409,12 @@ def pool(options):
     say_verdict(verdict, options.limit, options.output / "pooled.png")
 
 
+def count(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -416,10 +436,10 @@ def main():
     pooled.add_argument("folders", type=Path, nargs="+", help="three or more, each with metrics.jsonl and peer_metrics.jsonl")
     pooled.add_argument("--output", type=Path, required=True, help="folder to write")
     pooled.set_defaults(action=pool)
-    command.add_argument("--steps", type=int, default=0, help="default: all of our metrics.jsonl")
-    pooled.add_argument("--steps", type=int, default=0, help="default: all, which must be equally many")
+    command.add_argument("--steps", type=count, help="default: all of our metrics.jsonl")
+    pooled.add_argument("--steps", type=count, help="default: all, which must be equally many")
     for each in (command, pooled):
-        each.add_argument("--last", type=int, default=100, help="steps of the compared mean (default: %(default)s)")
+        each.add_argument("--last", type=count, default=100, help="steps of the compared mean (default: %(default)s)")
         each.add_argument("--limit", type=float, default=0.5, help="percent (default: %(default)s)")
     options = parser.parse_args()
     try:

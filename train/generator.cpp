@@ -79,7 +79,7 @@ std::int64_t Generator::planned_bytes(const MambaLm& model, Activations activati
 
 void Generator::generate(std::span<const std::int32_t> prompt, std::int64_t count,
                          const SamplingOptions& options, std::optional<std::int32_t> end_token,
-                         const std::function<void(std::int32_t)>& emit) {
+                         const std::function<bool(std::int32_t)>& emit) {
   require(!prompt.empty(), ErrorKind::kInvalidArgument, "the prompt has no token");
   for (std::int32_t token : prompt) {
     require(token >= 0 && token < model_.config().vocab_size, ErrorKind::kInvalidArgument,
@@ -115,8 +115,7 @@ void Generator::generate(std::span<const std::int32_t> prompt, std::int64_t coun
     const Tensor values = tape.value(model_.logits(tape, hidden));
     host_.read_as_float(values, logits);
     token = sample(logits, options, static_cast<std::uint64_t>(i));
-    if (token == end_token) return;
-    emit(token);
+    if (token == end_token || !emit(token)) return;
   }
 }
 

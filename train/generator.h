@@ -32,12 +32,12 @@ class Generator {
   /// Works where the parameters are, in planned_bytes() of `arena`. All must outlive it.
   Generator(const MambaLm& model, const ParameterStore& parameters, Arena& arena);
 
-  /// Draws up to `count` tokens after `prompt`, calling `emit` with each; stops after `end_token`,
-  /// which is not emitted. Errors: InvalidArgument when the prompt is empty or has an id that the
-  /// model does not know.
+  /// Draws up to `count` tokens after `prompt`, calling `emit` with each, until it returns false;
+  /// stops after `end_token`, which is not emitted. Errors: InvalidArgument when the prompt is
+  /// empty or has an id that the model does not know.
   void generate(std::span<const std::int32_t> prompt, std::int64_t count,
                 const SamplingOptions& options, std::optional<std::int32_t> end_token,
-                const std::function<void(std::int32_t)>& emit);
+                const std::function<bool(std::int32_t)>& emit);
 
   /// Arena bytes that generate() takes.
   static std::int64_t planned_bytes(const MambaLm& model, Activations activations, Exec& exec);

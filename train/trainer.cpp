@@ -7,7 +7,6 @@
 #include "data/verified_files.h"
 #include "train/model/hf_config.h"
 #include "train/model/initialise.h"
-#include "train/stop_signal.h"
 #include "train/token_tensors.h"
 #include "train/tools/version.h"
 
@@ -170,6 +169,7 @@ RunEnd Trainer::run() {
     }
     metrics_->append(line);
     if (saves) save();
+    if (validates && generator_) say_sample(stop);
     last_end_ = nullptr;  // the time of these is no step's
   }
   finish_steps(0);
@@ -303,7 +303,6 @@ void Trainer::validate(nlohmann::ordered_json& line) {
       result.rows < data_.validation->rows()
           ? fmt::format(" (the first {} of {} rows)", result.rows, data_.validation->rows())
           : ""));
-  if (generator_) say_sample();
 }
 
 void Trainer::prepare_samples() {
@@ -321,12 +320,15 @@ void Trainer::prepare_samples() {
   }
 }
 
-void Trainer::say_sample() {
+void Trainer::say_sample(const StopSignal& stop) {
   std::vector<std::int32_t> tokens = sample_prompt_;
   const SamplingOptions sampling{
       .temperature = 0.8, .top_p = 0.95, .vocab_size = data_.tokenizer->vocab_size()};
   generator_->generate(sample_prompt_, config_.eval.sample_tokens, sampling, std::nullopt,
-                       [&](std::int32_t token) { tokens.push_back(token); });
+                       [&](std::int32_t token) {
+                         tokens.push_back(token);
+                         return !stop.received();
+                       });
   // Quoted, so that line breaks in it do not look like the log's.
   const nlohmann::json text = data_.tokenizer->decode(tokens, true);
   progress_.say(fmt::format("sample: {}", text.dump()));

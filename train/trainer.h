@@ -20,6 +20,7 @@
 #include "train/progress.h"
 #include "train/start_times.h"
 #include "train/step_report.h"
+#include "train/stop_signal.h"
 #include "train/token_tensors.h"
 #include "train/training_step.h"
 #include "train/workspace.h"
@@ -85,7 +86,8 @@ class Trainer {
   void validate(nlohmann::ordered_json& line);
   void load_first_weights();
   void prepare_samples();
-  void say_sample();
+  /// Says less when a signal comes.
+  void say_sample(const StopSignal& stop);
   void save();
   std::int64_t saves_to_come() const;  // without a signal's
   /// No step comes after the last update to show that its weights are of use: one batch is scored

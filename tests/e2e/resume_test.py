@@ -9,7 +9,7 @@ import time
 
 import pytest
 from programs import BIN, write_yaml
-from tiny_run import (assert_same_end, checkpoints_of, config_of, copy_until, metrics_of, repeats, start,
+from tiny_run import (add_tokenizer, assert_same_end, checkpoints_of, config_of, copy_until, metrics_of, repeats, start,
                       write_data)
 
 STEPS = 12
@@ -85,6 +85,18 @@ def test_a_signal_that_is_ignored_stops_nothing(number, data, tmp_path):
         assert_saved_and_stopped(process, tmp_path, 143)
 
 
+def test_a_signal_ends_a_sample(tmp_path):
+    data = write_data(tmp_path / "data")
+    add_tokenizer(data / "train")
+    changes = dict(every=5, model__vocab_size=256, eval__every=4, eval__sample_prompt="a", eval__sample_tokens=1 << 20)
+    with long_run(data, tmp_path, signal.SIGTERM, signal.SIG_DFL, **changes) as process:
+        time.sleep(1)  # it is at work on the sample
+        process.terminate()
+        _, said = process.communicate(timeout=20)  # the sample would take longer
+    assert process.returncode == 143 and "sample: " in said
+    assert checkpoints_of(tmp_path / "run") == ["step_00000004"]
+
+
 def test_weights_alone_are_a_model_and_no_run_goes_on_from_them(data, tmp_path):
     tree = config_of(data, tmp_path / "run", steps=4, every=2, checkpoint__contents="weights")
     start(tmp_path, tree)
@@ -142,9 +154,9 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(data, tmp_path):
 
 
 @contextlib.contextmanager
-def long_run(data, tmp_path, number, handler):
+def long_run(data, tmp_path, number, handler, **changes):
     """A run, some steps after its start, that only signals end; it starts with this handler of signal `number`."""
-    tree = config_of(data, tmp_path / "run", steps=100_000, every=0)
+    tree = config_of(data, tmp_path / "run", **dict(steps=100_000, every=0) | changes)
     process = subprocess.Popen([BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)],
                                stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, handler))
     try:

@@ -72,3 +72,20 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch, capsys)
     assert "learning rate 0.001 in metrics.jsonl and 0.002" in refused(*pairs, other)
     assert "metrics.jsonl" in refused(*pairs, tmp_path)
     assert pool(monkeypatch, *pairs, short, "--output", tmp_path / "pooled", "--steps", 30, "--last", 10) == 0
+    assert pool(monkeypatch, *pairs, "--output", tmp_path / "pooled", "--last", 0) == 2
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda lines: lines[::-1], ":1: step 40, expected 1"),
+    (lambda lines: lines[:4] + lines[5:], ":5: step 6, expected 5"),
+    (lambda lines: lines[:-1] + ['{"step": 40, "tra'], ":40: no line"),
+    (lambda lines: lines[:-1] + ["[]"], ":40: no line"),
+    (lambda lines: lines[:-1] + ['{"step": 40, "train/loss": NaN}'], ":40: the loss is nan"),
+    (lambda lines: [], "no steps"),
+])
+def test_damaged_metrics_are_refused(tmp_path, monkeypatch, capsys, edit, words):
+    pairs = write_pairs(tmp_path, (0.3, -0.1, 0.1))
+    path = pairs[1] / "peer_metrics.jsonl"
+    path.write_text("\n".join(edit(path.read_text(encoding="utf-8").splitlines())), encoding="utf-8")
+    assert pool(monkeypatch, *pairs, "--output", tmp_path / "pooled") == 2
+    assert f"{path}" in (said := capsys.readouterr().err) and words in said

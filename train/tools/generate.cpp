@@ -56,7 +56,10 @@ int generate(const Arguments& arguments) {
   SamplingOptions sampling = arguments.sampling;
   sampling.vocab_size = tokenizer.vocab_size();
   generator.generate(prompt, arguments.max_new_tokens, sampling, end_token,
-                     [&](std::int32_t token) { write_stdout(decoder.append(token)); });
+                     [&](std::int32_t token) {
+                       write_stdout(decoder.append(token));
+                       return true;
+                     });
   write_stdout(decoder.finish() + "\n");
   return 0;
 }
