@@ -5,6 +5,9 @@
 # data/ reads shards runs it afterwards: ctest --test-dir build-test -L large
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in
+  -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' scripts/test.sh && exit 0 ;;
+esac
 . scripts/common.sh
 
 scripts/install_dependencies.sh test

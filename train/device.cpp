@@ -14,7 +14,7 @@ Exec make_cuda_exec() {
   fail(
       ErrorKind::kUnsupported,
       "device is cuda, but this build has no CUDA backend: build where nvcc is, or use device: cpu "
-      "or auto");
+      "or auto (--device)");
 }
 bool has_gpu() { return false; }
 #endif

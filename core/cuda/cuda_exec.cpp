@@ -81,7 +81,7 @@ void fail_call(cudaError_t error, const Where& where) {
     case cudaErrorInsufficientDriver:
       advice =
           "; nvidia-smi tells whether this machine has a GPU and a driver for CUDA 13; use "
-          "device: cpu without one";
+          "device: cpu (--device cpu) without one";
       break;
     case cudaErrorNoKernelImageForDevice:
       advice =
