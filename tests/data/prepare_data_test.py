@@ -193,6 +193,7 @@ def test_usage_errors(tokenizer, jsonl, tmp_path, capsys):
     "arguments, message",
     [
         (("--vocab-size", 0), "--vocab-size is 0"),
+        (("--vocab-size", 2**31 + 1), "--vocab-size is 2147483649, expected at most 2^31"),
         (("--vocab-size", -5, "--eos-token-id", 0), "--vocab-size is -5"),
         (("--vocab-size", 9, "--eos-token-id", 9), "--eos-token-id 9 is outside the vocabulary"),
         (("--vocab-size", 9, "--pad-token-id", -1), "--pad-token-id -1 is outside"),
