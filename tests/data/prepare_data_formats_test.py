@@ -70,6 +70,8 @@ def test_parquet(tmp_path, monkeypatch):
         ({"labels": lists([[1, 5, 6, 1], [7, 8, 0, 10]])}, "in row 1, position 2"),
         ({"labels": lists([[1, 5, 6], [7, 8, 9, 10]])}, "row 0 has 3 tokens, expected 4"),
         ({"attention_mask": lists([[1, 1, 1, 0], [1] * 4])}, "not all ones in row 0, position 3"),
+        ({"ids": lists([[], []])}, "column input_ids, row 0 has no tokens"),
+        ({"ids": lists([None, [1]])}, "column input_ids, row 0 has no tokens"),
         ({"name": "ids"}, "no column input_ids; there are ids"),
         ({"ids": lists([[1, 2], [3]])}, "row 1 has 1 tokens, expected 2"),
         ({"ids": lists([[1, 2], None])}, "1 missing rows"),
@@ -85,6 +87,15 @@ def test_bad_parquet_is_refused(tmp_path, capsys, columns, message):
     assert run("parquet", tmp_path, "-o", tmp_path / "out", "--vocab-size", 18) == 3
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels"])
+def test_parquet_with_a_column_twice_is_refused(tmp_path, capsys, name):
+    columns = [lists(ROWS)] * 3
+    table = pyarrow.Table.from_arrays(columns, names=["input_ids", name, "labels"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert run("parquet", tmp_path, "-o", tmp_path / "out", "--vocab-size", 18) == 3
+    assert f"a.parquet: 2 columns are named {name}" in capsys.readouterr().err
 
 
 def test_damaged_parquet_is_refused(tmp_path, capsys):
@@ -170,6 +181,24 @@ def test_openlm(tmp_path, capsys):
     assert "manifest.jsonl: not UTF-8 at byte 11" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"shard": "a", "num_sequences": 1e400}', 'expected "shard" and "num_sequences"'),
+        ('{"num_sequences": 1}', 'expected "shard" and "num_sequences"'),
+        ("5", 'expected "shard" and "num_sequences"'),
+        ("{", "not JSON: "),
+        ("[" * 100000, "JSON beyond what can be read: maximum recursion depth"),
+    ],
+    ids=["infinite", "no shard", "number", "cut off", "deep"],
+)
+def test_a_bad_openlm_manifest_is_refused(tmp_path, capsys, line, message):
+    write_tar(tmp_path / "a.tar", [("1.json", b"[1, 2, 3]")])
+    (tmp_path / "manifest.jsonl").write_text(f'{{"shard": "a", "num_sequences": 1}}\n{line}\n')
+    assert run("openlm", tmp_path, "-o", tmp_path / "out", "--vocab-size", 9) == 3
+    assert f"{tmp_path / 'manifest.jsonl'}:2: {message}" in capsys.readouterr().err
+
+
 def test_openlm_goes_on(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", [(f"{i}.json.gz", [i] * (3 if i % 3 else 2)) for i in range(20)])
     arguments = ("--vocab-size", 50, "--row-length", 3, "--shard-tokens", 6)
@@ -199,6 +228,7 @@ def test_openlm_goes_on(tmp_path, monkeypatch):
         ([("a.json.gz", b"junk")], "not a JSON list of ids"),
         ([("a.json.gz", damaged_gzip(b"[1, 2, 3]"))], "a.tar: a.json.gz: not a JSON list of ids"),
         ([("a.json", b"[1, 2")], "not a JSON list of ids"),
+        ([("a.json", b"[" * 100000)], "a.tar: a.json: not a JSON list of ids: maximum recursion"),
         ([("a.txt", b"[1, 2, 3]")], "expected members named"),
         ([("a.json.gz", [1, 2, 50])], "token 50 at position 2 is outside the vocabulary of 50"),
         ([("a.json.gz", [1, 2, 2**70])], "does not fit in 64 bits"),

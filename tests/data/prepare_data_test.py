@@ -70,6 +70,7 @@ def test_a_number_in_tokenizer_config_is_a_text(tokenizer, jsonl, tmp_path):
     [
         (b'{"eos_token": ', "not JSON: Expecting value"),
         (b'{"eos_token": "\xff"}', "not UTF-8 at byte 15"),
+        (b"[" * 100000, "JSON beyond what can be read: maximum recursion depth"),
         (b'["<|eos|>"]', "expected a JSON object, got ['<|eos|>']"),
         (b'{"eos_token": 7}', "eos_token is 7, expected its text"),
         (b'{"pad_token": {"id": 7}}', "pad_token is {'id': 7}, expected its text"),
@@ -145,6 +146,8 @@ def test_text_files(tokenizer, tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', 'a.jsonl:2: no text in field "text"'),
         ("a.jsonl", b'["x"]', "a.jsonl:1: no text"),
         ("a.jsonl", b'{"text": "x"', "a.jsonl:1: not JSON"),
+        ("a.jsonl", b"\n" + b"[" * 100000, "a.jsonl:2: JSON beyond what can be read: maximum"),
+        ("a.jsonl", b"7" * 5000, "a.jsonl:1: JSON beyond what can be read: Exceeds the limit"),
         ("a.jsonl", b'{"text": "\\ud83d"}', "half a surrogate pair"),
         ("a.txt.gz", b"not gzip", "a.txt.gz: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"x" * 99999)[:-9], "a.txt.gz: Compressed file ended"),
