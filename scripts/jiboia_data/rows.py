@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from jiboia_data.errors import DataError
+from jiboia_data.errors import DataError, UsageError
 from jiboia_data.shards import Unit
 from jiboia_data.text import decode, find_files, parse_json
 
@@ -143,9 +143,14 @@ class OpenLmRows:
                 self.files += self._read_manifest(manifest)
             else:
                 self.files += find_files([given], (".tar",))
+        seen = set()
+        for path in self.files:
+            if path.resolve() in seen:
+                raise UsageError(f"{path} is named twice; its rows would come twice")
+            seen.add(path.resolve())
 
     def _read_manifest(self, manifest):
-        files = []
+        files, lines = [], {}
         for number, line in enumerate(decode(manifest.read_bytes(), manifest).splitlines(), 1):
             entry = parse_json(line, f"{manifest}:{number}")
             try:
@@ -157,6 +162,9 @@ class OpenLmRows:
             path = manifest.parent / (name if name.endswith(".tar") else name + ".tar")
             if not path.is_file():
                 raise DataError(f"{manifest}:{number}: {path} is missing")
+            earlier = lines.setdefault(path.resolve(), number)
+            if earlier != number:
+                raise DataError(f"{manifest}:{number}: {path} is listed in line {earlier} already")
             self.expected[path] = sequences
             files.append(path)
         return files

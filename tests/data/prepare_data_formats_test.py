@@ -185,18 +185,30 @@ def test_openlm(tmp_path, capsys):
     "line, message",
     [
         ('{"shard": "a", "num_sequences": 1e400}', 'expected "shard" and "num_sequences"'),
+        ('{"shard": "a.tar", "num_sequences": 1}', "{folder}/a.tar is listed in line 1 already"),
         ('{"num_sequences": 1}', 'expected "shard" and "num_sequences"'),
         ("5", 'expected "shard" and "num_sequences"'),
         ("{", "not JSON: "),
         ("[" * 100000, "JSON beyond what can be read: maximum recursion depth"),
     ],
-    ids=["infinite", "no shard", "number", "cut off", "deep"],
+    ids=["infinite", "twice", "no shard", "number", "cut off", "deep"],
 )
 def test_a_bad_openlm_manifest_is_refused(tmp_path, capsys, line, message):
     write_tar(tmp_path / "a.tar", [("1.json", b"[1, 2, 3]")])
     (tmp_path / "manifest.jsonl").write_text(f'{{"shard": "a", "num_sequences": 1}}\n{line}\n')
     assert run("openlm", tmp_path, "-o", tmp_path / "out", "--vocab-size", 9) == 3
+    message = message.replace("{folder}", str(tmp_path))
     assert f"{tmp_path / 'manifest.jsonl'}:2: {message}" in capsys.readouterr().err
+
+
+def test_openlm_takes_no_tar_twice(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("1.json", b"[1, 2, 3]")])
+    (tmp_path / "manifest.jsonl").write_text('{"shard": "a", "num_sequences": 1}\n')
+    (tmp_path / "link.tar").symlink_to(tmp_path / "a.tar")
+    for other in (tmp_path, tmp_path / "a.tar", tmp_path / "link.tar"):
+        arguments = (tmp_path / "manifest.jsonl", other, "-o", tmp_path / "out")
+        assert run("openlm", *arguments, "--vocab-size", 9) == 2
+        assert ".tar is named twice; its rows would come twice" in capsys.readouterr().err
 
 
 def test_openlm_goes_on(tmp_path, monkeypatch):
