@@ -1,5 +1,6 @@
 """Documents from text files and JSON lines, and their tokens."""
 
+import codecs
 import gzip
 import json
 import re
@@ -66,10 +67,13 @@ def parse_json(text, where):
 
 def read_documents(files, field, split):
     """Yields (where, text) of every document. `split` says what a document of a text file is: the
-    whole `file`, a `line`, or a `paragraph` (lines up to an empty one)."""
+    whole `file`, a `line`, or a `paragraph` (lines up to an empty one). A byte order mark at a
+    file's start is no part of its text."""
     for path in files:
         try:
             with open_text(path) as lines:
+                if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                    lines.seek(0)
                 if ".jsonl" in path.suffixes:
                     yield from read_json_lines(path, lines, field)
                 elif split == "file":

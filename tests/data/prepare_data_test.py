@@ -1,6 +1,7 @@
 """Tests of scripts/prepare_data.py: texts, and its options."""
 
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ def test_text_files(tokenizer, tmp_path):
         arguments = ("--tokenizer", tokenizer, "--documents", split, "--field", "body")
         assert run("text", folder, "-o", out, *arguments) == 0
         assert read_folder(out)[1].tolist() == expected_text(tokenizer, documents)[0]
+
+
+@pytest.mark.parametrize("split", ["file", "line", "paragraph"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_byte_order_mark_at_the_start_is_no_text(tokenizer, tmp_path, name, split):
+    text = "Olá, \ufeffmundo"  # only at the start is it a mark
+    data = json.dumps({"text": text}, ensure_ascii=False) if name == "a.jsonl" else text
+    data = b"\xef\xbb\xbf" + data.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    arguments = ("-o", tmp_path / "out", "--tokenizer", tokenizer, "--documents", split)
+    assert run("text", tmp_path / name, *arguments) == 0
+    manifest, tokens, _ = read_folder(tmp_path / "out")
+    assert tokens.tolist() == expected_text(tokenizer, [text])[0]
+    assert manifest["source_bytes"] == len(text.encode())
 
 
 @pytest.mark.parametrize(
