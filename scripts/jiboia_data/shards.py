@@ -101,10 +101,13 @@ def check_tokens(path, tokens, vocab_size):
 def write_atomically(path, data):
     """Under another name, synced, renamed, and the name made durable."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(temporary)) from error
     os.rename(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
