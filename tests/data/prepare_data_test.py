@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import xxhash
-from prepared import DOCUMENTS, damaged_gzip, expected_text, read_folder, run
+from prepared import DOCUMENTS, SCRIPT, damaged_gzip, expected_text, read_folder, run
 from tokenizers import Tokenizer
 
 
@@ -119,6 +122,20 @@ def test_files_left_out_are_said(tokenizer, jsonl, tmp_path, capsys):
     (texts / "notes.md").write_text("no text to train on")
     assert run("text", texts, "-o", tmp_path / "out", "--tokenizer", tokenizer) == 0
     assert "left out 1 file(s)" in (said := capsys.readouterr().out) and "notes.md" in said
+
+
+def test_names_of_files_need_not_be_utf8(tokenizer, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.txt")).write_text("Olá")
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"")
+    command = [sys.executable, SCRIPT, "text", folder, "-o", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run(
+        [*command, "--tokenizer", tokenizer], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "such as \\udcfe.png" in ran.stdout, ran.stderr
+    assert read_folder(tmp_path / "out")[1].tolist() == expected_text(tokenizer, ["Olá"])[0]
 
 
 def test_text_files(tokenizer, tmp_path):
