@@ -4,11 +4,13 @@
 usage: convert_bin.py INPUT [OUTPUT]
 
 INPUT   a .bin file, or a folder with pytorch_model.bin or pytorch_model.bin.index.json
-OUTPUT  the file to write (default: model.safetensors beside the input)
+OUTPUT  the file to write, which must not exist (default: model.safetensors beside the input)
 
 The file is loaded without running any code in it (torch.load(weights_only=True)). Of tensors that
 share their memory, as a head tied to its embedding does, the first one is kept. Needs torch and
 safetensors.
+
+Exit codes: 0 done, 1 no file could be made, 2 usage.
 """
 
 import json
@@ -17,8 +19,9 @@ import sys
 from pathlib import Path
 
 
-def fail(message):
-    sys.exit(f"convert_bin.py: {message}")
+def fail(message, code=1):
+    print(f"convert_bin.py: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def first_line(error):
@@ -35,13 +38,33 @@ def find_files(source):
     if not index.is_file():
         fail(f"'{source}' has neither {single.name} nor {index.name}")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         fail(f"'{index}' is not an index of weights: {first_line(error)}")
+    if not names:
+        fail(f"'{index}' names no file: its weight_map is empty")
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             fail(f"'{index}' names '{name}', which is not a file of this folder")
-    return [source / name for name in names]
+    return [source / name for name in sorted(names)]
+
+
+def check_is_plain(file, name, tensor):
+    """That safetensors can hold it: values in memory, of a type it has, under a text."""
+    import torch
+
+    if not isinstance(name, str):
+        fail(f"'{file}': expected the tensors' names as keys, got {name!r:.60}")
+    if not isinstance(tensor, torch.Tensor):
+        fail(f"'{file}': '{name}' is not a tensor; is this a training state?")
+    if tensor.device.type != "cpu":
+        fail(f"'{file}': '{name}' has no values: it is a tensor of the {tensor.device} device")
+    if tensor.layout != torch.strided:
+        fail(f"'{file}': '{name}' is {tensor.layout}, expected a dense tensor")
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if tensor.dtype not in (*integers, *floats):
+        fail(f"'{file}': '{name}' is {tensor.dtype}, expected floats, integers or bool")
 
 
 def load_tensors(files):
@@ -57,8 +80,7 @@ def load_tensors(files):
         if not isinstance(loaded, dict):
             fail(f"'{file}' holds no dictionary of tensors")
         for name, tensor in loaded.items():
-            if not isinstance(tensor, torch.Tensor):
-                fail(f"'{file}': '{name}' is not a tensor; is this a training state?")
+            check_is_plain(file, name, tensor)
             if name in tensors:
                 fail(f"'{file}': '{name}' is also in another shard")
             view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
@@ -67,8 +89,10 @@ def load_tensors(files):
                 continue
             owners[view] = name
             tensors[name] = tensor
+    if not tensors:
+        fail(f"'{files[0]}' holds no tensors")
     for name in tensors:  # one by one, so that each original is freed before the next copy
-        tensors[name] = tensors[name].contiguous().clone()
+        tensors[name] = tensors[name].detach().contiguous().clone()
     return tensors
 
 
@@ -78,17 +102,26 @@ def main():
         print(__doc__.strip())
         return
     if len(arguments) not in (1, 2):
-        fail("expected INPUT [OUTPUT]; see --help")
+        fail(f"expected INPUT [OUTPUT], got {len(arguments)} arguments; see --help", 2)
     from safetensors.torch import save_file
 
     files = find_files(Path(arguments[0]))
     output = Path(arguments[1]) if len(arguments) == 2 else files[0].parent / "model.safetensors"
-    tensors = load_tensors(files)
+    if output.name == "":
+        fail(f"OUTPUT '{output}' is a folder, expected the file to write", 2)
     temporary = output.with_name(output.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, output)
+    for path in (output, temporary):
+        if os.path.lexists(path):
+            fail(f"'{path}' exists; remove it, or choose another OUTPUT", 2)
+    tensors = load_tensors(files)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, output)
+    except Exception as error:  # safetensors has no classes of its own for what a disk refuses
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write '{output}': {first_line(error)}")
     print(f"wrote {len(tensors)} tensors to {output}")
 
 

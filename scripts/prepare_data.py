@@ -27,7 +27,6 @@ try:
         INPUT_LISTING,
         MANIFEST,
         ShardFolder,
-        check_tokens,
         hash_bytes,
         hash_file,
         locked,
@@ -41,6 +40,7 @@ except ModuleNotFoundError as missing:
     )
 
 DISK_EXIT_CODE = 7
+MAX_VOCAB_SIZE = 1 << 31
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -186,7 +186,8 @@ def make_parser():
         "manifest",
         help="describe HDF5 shards that another program wrote",
         description="Writes manifest.json for a folder of *.h5 files, in the order of their names, "
-        "each with a dataset `tokens` (and `document_starts` in all or none).",
+        "each with a dataset `tokens` (and `document_starts` in all or none). They are checked as "
+        "the trainer checks them.",
     )
     manifest.add_argument("folder", type=Path, metavar="DIR")
     manifest.add_argument(
@@ -240,6 +241,10 @@ def check_options(options):
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    if getattr(options, "vocab_size", 1) > MAX_VOCAB_SIZE:
+        raise UsageError(
+            f"--vocab-size is {options.vocab_size}, expected at most 2^31 = {MAX_VOCAB_SIZE}"
+        )
     for name in SPECIAL_IDS:
         value = getattr(options, name, None)
         if value is not None and not 0 <= value < options.vocab_size:
@@ -407,32 +412,25 @@ def prepare_manifest(options):
 
 
 def describe(options):
-    import h5py
+    from jiboia_data.foreign import check_shard
 
     if (options.folder / MANIFEST).exists():
         raise UsageError(f"{options.folder / MANIFEST} is there already; remove it first")
     shards = sorted(options.folder.glob("*.h5"))
     if not shards:
         raise DataError(f"{options.folder}: no *.h5 file in it")
-    shapes = {}
+    shapes, contents = {}, {}
     for path in shards:
-        with h5py.File(path, "r") as file:
-            if "tokens" not in file:
-                raise DataError(
-                    f"{path}: no dataset `tokens`; there are: {', '.join(file) or 'none'}"
-                )
-            tokens = file["tokens"]
-            if not isinstance(tokens, h5py.Dataset) or tokens.ndim not in (1, 2):
-                raise DataError(f"{path}: `tokens` is not a dataset of rank 1 or 2")
-            check_tokens(path, tokens, options.vocab_size)
-            shapes[path] = (tokens.shape[1:], "document_starts" in file)
-    for path, shape in shapes.items():
-        if shape != shapes[shards[0]]:
+        shapes[path] = check_shard(path, options.vocab_size)
+        twin = contents.setdefault(hash_file(path), path)
+        if twin != path:
+            raise DataError(f"{path}: has the contents of {twin}, whose tokens would come twice")
+        if shapes[path] != shapes[shards[0]]:
             raise DataError(f"{path}: its row length or its datasets differ from {shards[0]}")
     row_length, has_starts = shapes[shards[0]]
     spec = FolderSpec(
         vocab_size=options.vocab_size,
-        row_length=row_length[0] if row_length else None,
+        row_length=row_length,
         shard_tokens=0,
         has_document_starts=has_starts,
         has_source_bytes=False,
@@ -462,4 +460,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     sys.exit(main())

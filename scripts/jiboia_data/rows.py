@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from jiboia_data.errors import DataError
+from jiboia_data.errors import DataError, UsageError
 from jiboia_data.shards import Unit
-from jiboia_data.text import decode, find_files
+from jiboia_data.text import decode, find_files, parse_json
 
 NO_STARTS = np.empty(0, np.int64)
+SECONDARY_COLUMNS = ("attention_mask", "labels")
 
 
 def document_starts(tokens, rule, special_ids):
@@ -36,6 +37,9 @@ def open_parquet(path, column):
     names = parquet.schema_arrow.names
     if column not in names:
         raise DataError(f"{path}: no column {column}; there are {', '.join(names)}")
+    for name in (column, *SECONDARY_COLUMNS):
+        if names.count(name) > 1:
+            raise DataError(f"{path}: {names.count(name)} columns are named {name}")
     return parquet
 
 
@@ -54,7 +58,10 @@ def parquet_row_length(files, column):
         try:
             for batch in parquet.iter_batches(1, columns=[column]):
                 if len(batch):
-                    return batch.column(column).value_lengths()[0].as_py() or 0
+                    length = batch.column(column).value_lengths()[0].as_py()
+                    if not length:
+                        raise DataError(f"{path}: column {column}, row 0 has no tokens")
+                    return length
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: {error}") from error
     raise DataError(f"{files[0]}: no rows in the Parquet files")
@@ -67,7 +74,7 @@ def parquet_rows(files, column, row_length, first):
     for path in files:
         parquet = open_parquet(path, column)
         names = parquet.schema_arrow.names
-        columns = [column] + [c for c in ("attention_mask", "labels") if c in names]
+        columns = [column] + [c for c in SECONDARY_COLUMNS if c in names]
         row_in_file = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
@@ -136,20 +143,28 @@ class OpenLmRows:
                 self.files += self._read_manifest(manifest)
             else:
                 self.files += find_files([given], (".tar",))
+        seen = set()
+        for path in self.files:
+            if path.resolve() in seen:
+                raise UsageError(f"{path} is named twice; its rows would come twice")
+            seen.add(path.resolve())
 
     def _read_manifest(self, manifest):
-        files = []
+        files, lines = [], {}
         for number, line in enumerate(decode(manifest.read_bytes(), manifest).splitlines(), 1):
+            entry = parse_json(line, f"{manifest}:{number}")
             try:
-                entry = json.loads(line)
                 name, sequences = str(entry["shard"]), int(entry["num_sequences"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, OverflowError, KeyError, TypeError) as error:
                 raise DataError(
                     f'{manifest}:{number}: expected "shard" and "num_sequences"'
                 ) from error
             path = manifest.parent / (name if name.endswith(".tar") else name + ".tar")
             if not path.is_file():
                 raise DataError(f"{manifest}:{number}: {path} is missing")
+            earlier = lines.setdefault(path.resolve(), number)
+            if earlier != number:
+                raise DataError(f"{manifest}:{number}: {path} is listed in line {earlier} already")
             self.expected[path] = sequences
             files.append(path)
         return files
@@ -189,7 +204,7 @@ class OpenLmRows:
             raise DataError(f"{where}: expected members named *.json.gz or *.json")
         try:
             ids = json.loads(gzip.decompress(data) if where.endswith(".gz") else data)
-        except (ValueError, EOFError, OSError, zlib.error) as error:
+        except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
             raise DataError(f"{where}: not a JSON list of ids: {error}") from error
         if not isinstance(ids, list) or any(type(token) is not int for token in ids):
             raise DataError(f"{where}: not a JSON list of ids")

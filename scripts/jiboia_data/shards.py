@@ -91,9 +91,7 @@ def check_range(where, tokens, vocab_size, first=0):
 
 
 def check_tokens(path, tokens, vocab_size):
-    """That an HDF5 dataset holds integers below vocab_size, some MiB at a time."""
-    if tokens.dtype.kind not in "iu":
-        raise DataError(f"{path}: `tokens` is {tokens.dtype}, expected integers")
+    """That an HDF5 dataset of integers holds ids below vocab_size, some MiB at a time."""
     width = tokens.size // max(1, len(tokens))
     rows = max(1, BLOCK_TOKENS // max(1, width))
     for begin in range(0, len(tokens), rows):
@@ -103,10 +101,13 @@ def check_tokens(path, tokens, vocab_size):
 def write_atomically(path, data):
     """Under another name, synced, renamed, and the name made durable."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(temporary)) from error
     os.rename(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,5 +1,6 @@
 """Documents from text files and JSON lines, and their tokens."""
 
+import codecs
 import gzip
 import json
 import re
@@ -55,12 +56,24 @@ def decode(data, where):
         raise DataError(f"{where}: not UTF-8 at byte {error.start} ({error.reason})") from error
 
 
+def parse_json(text, where):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, deep nesting
+        raise DataError(f"{where}: JSON beyond what can be read: {error}") from error
+
+
 def read_documents(files, field, split):
     """Yields (where, text) of every document. `split` says what a document of a text file is: the
-    whole `file`, a `line`, or a `paragraph` (lines up to an empty one)."""
+    whole `file`, a `line`, or a `paragraph` (lines up to an empty one). A byte order mark at a
+    file's start is no part of its text."""
     for path in files:
         try:
             with open_text(path) as lines:
+                if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                    lines.seek(0)
                 if ".jsonl" in path.suffixes:
                     yield from read_json_lines(path, lines, field)
                 elif split == "file":
@@ -76,10 +89,7 @@ def read_json_lines(path, lines, field):
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        try:
-            document = json.loads(decode(line, where))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON: {error}") from error
+        document = parse_json(decode(line, where), where)
         text = document.get(field) if isinstance(document, dict) else None
         if not isinstance(text, str):
             raise DataError(f'{where}: no text in field "{field}" (--field names another one)')
@@ -173,10 +183,7 @@ def read_tokenizer_config(path):
     """The texts of the bos, eos and pad tokens, {"eos_token": "</s>", ...}, of those it names."""
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(decode(path.read_bytes(), path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+    settings = parse_json(decode(path.read_bytes(), path), path)
     if not isinstance(settings, dict):
         raise DataError(f"{path}: expected a JSON object, got {settings!r:.60}")
     texts = {}

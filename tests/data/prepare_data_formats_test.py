@@ -70,6 +70,8 @@ def test_parquet(tmp_path, monkeypatch):
         ({"labels": lists([[1, 5, 6, 1], [7, 8, 0, 10]])}, "in row 1, position 2"),
         ({"labels": lists([[1, 5, 6], [7, 8, 9, 10]])}, "row 0 has 3 tokens, expected 4"),
         ({"attention_mask": lists([[1, 1, 1, 0], [1] * 4])}, "not all ones in row 0, position 3"),
+        ({"ids": lists([[], []])}, "column input_ids, row 0 has no tokens"),
+        ({"ids": lists([None, [1]])}, "column input_ids, row 0 has no tokens"),
         ({"name": "ids"}, "no column input_ids; there are ids"),
         ({"ids": lists([[1, 2], [3]])}, "row 1 has 1 tokens, expected 2"),
         ({"ids": lists([[1, 2], None])}, "1 missing rows"),
@@ -85,6 +87,15 @@ def test_bad_parquet_is_refused(tmp_path, capsys, columns, message):
     assert run("parquet", tmp_path, "-o", tmp_path / "out", "--vocab-size", 18) == 3
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels"])
+def test_parquet_with_a_column_twice_is_refused(tmp_path, capsys, name):
+    columns = [lists(ROWS)] * 3
+    table = pyarrow.Table.from_arrays(columns, names=["input_ids", name, "labels"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert run("parquet", tmp_path, "-o", tmp_path / "out", "--vocab-size", 18) == 3
+    assert f"a.parquet: 2 columns are named {name}" in capsys.readouterr().err
 
 
 def test_damaged_parquet_is_refused(tmp_path, capsys):
@@ -170,6 +181,36 @@ def test_openlm(tmp_path, capsys):
     assert "manifest.jsonl: not UTF-8 at byte 11" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"shard": "a", "num_sequences": 1e400}', 'expected "shard" and "num_sequences"'),
+        ('{"shard": "a.tar", "num_sequences": 1}', "{folder}/a.tar is listed in line 1 already"),
+        ('{"num_sequences": 1}', 'expected "shard" and "num_sequences"'),
+        ("5", 'expected "shard" and "num_sequences"'),
+        ("{", "not JSON: "),
+        ("[" * 100000, "JSON beyond what can be read: maximum recursion depth"),
+    ],
+    ids=["infinite", "twice", "no shard", "number", "cut off", "deep"],
+)
+def test_a_bad_openlm_manifest_is_refused(tmp_path, capsys, line, message):
+    write_tar(tmp_path / "a.tar", [("1.json", b"[1, 2, 3]")])
+    (tmp_path / "manifest.jsonl").write_text(f'{{"shard": "a", "num_sequences": 1}}\n{line}\n')
+    assert run("openlm", tmp_path, "-o", tmp_path / "out", "--vocab-size", 9) == 3
+    message = message.replace("{folder}", str(tmp_path))
+    assert f"{tmp_path / 'manifest.jsonl'}:2: {message}" in capsys.readouterr().err
+
+
+def test_openlm_takes_no_tar_twice(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("1.json", b"[1, 2, 3]")])
+    (tmp_path / "manifest.jsonl").write_text('{"shard": "a", "num_sequences": 1}\n')
+    (tmp_path / "link.tar").symlink_to(tmp_path / "a.tar")
+    for other in (tmp_path, tmp_path / "a.tar", tmp_path / "link.tar"):
+        arguments = (tmp_path / "manifest.jsonl", other, "-o", tmp_path / "out")
+        assert run("openlm", *arguments, "--vocab-size", 9) == 2
+        assert ".tar is named twice; its rows would come twice" in capsys.readouterr().err
+
+
 def test_openlm_goes_on(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", [(f"{i}.json.gz", [i] * (3 if i % 3 else 2)) for i in range(20)])
     arguments = ("--vocab-size", 50, "--row-length", 3, "--shard-tokens", 6)
@@ -199,6 +240,7 @@ def test_openlm_goes_on(tmp_path, monkeypatch):
         ([("a.json.gz", b"junk")], "not a JSON list of ids"),
         ([("a.json.gz", damaged_gzip(b"[1, 2, 3]"))], "a.tar: a.json.gz: not a JSON list of ids"),
         ([("a.json", b"[1, 2")], "not a JSON list of ids"),
+        ([("a.json", b"[" * 100000)], "a.tar: a.json: not a JSON list of ids: maximum recursion"),
         ([("a.txt", b"[1, 2, 3]")], "expected members named"),
         ([("a.json.gz", [1, 2, 50])], "token 50 at position 2 is outside the vocabulary of 50"),
         ([("a.json.gz", [1, 2, 2**70])], "does not fit in 64 bits"),
@@ -239,7 +281,8 @@ def test_manifest_describes_foreign_files(tmp_path, capsys):
     with h5py.File(folder / "c.h5", "w") as file:
         file["ids"] = np.zeros((3, 4), np.int32)
     assert run("manifest", folder, "--vocab-size", 10) == 3
-    assert "no dataset `tokens`; there are: ids" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected a dataset `tokens`" in said and "there are: ids" in said
 
 
 @pytest.mark.parametrize(
@@ -258,3 +301,142 @@ def test_manifest_refuses_foreign_tokens(tmp_path, capsys, monkeypatch, tokens, 
     assert run("manifest", tmp_path, "--vocab-size", 10) == 3
     assert message in capsys.readouterr().err
     assert not (tmp_path / "manifest.json").exists()
+
+
+TOKENS = np.arange(6, dtype=np.int32)
+
+
+def soft_link(file):
+    file["tokens"] = h5py.SoftLink("/nothing")
+
+
+def external_link(file):
+    with h5py.File(file.filename + ".other", "w") as other:
+        other["tokens"] = TOKENS
+    file["tokens"] = h5py.ExternalLink(file.filename + ".other", "tokens")
+
+
+def starts_group(file):
+    file["tokens"] = TOKENS
+    file.create_group("document_starts")
+
+
+def starts(*values):
+    def write(file):
+        file["tokens"] = TOKENS
+        file["document_starts"] = np.array(values)
+
+    return write
+
+
+def others(file):
+    file["tokens"], file["mask"] = TOKENS, TOKENS
+
+
+def unwritten(file):
+    file.create_dataset("tokens", (1 << 40,), np.int32, chunks=(1 << 10,))
+
+
+def large_chunks(file):
+    file.create_dataset("tokens", (9,), np.int32, chunks=((16 << 20) + 1,), maxshape=(None,))
+
+
+def other_filter(file):
+    file.create_dataset("tokens", data=TOKENS, compression="lzf")
+
+
+def virtual(file):
+    file["tokens"] = TOKENS
+    layout = h5py.VirtualLayout((6,), np.int32)
+    layout[:] = h5py.VirtualSource(file["tokens"])
+    del file["tokens"]
+    file.create_virtual_dataset("tokens", layout)
+
+
+def attribute(name, value):
+    def write(file):
+        file["tokens"] = TOKENS
+        file.attrs[name] = value
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda file: file.create_dataset("tokens", (3, 0), np.int32), "has rows of 0 tokens"),
+        (lambda file: file.create_group("tokens"), "a group, expected datasets `tokens`"),
+        (lambda file: file.create_dataset("tokens", data=5), "has rank 0, expected 1 or 2"),
+        (soft_link, "`tokens` is a soft link, expected the dataset itself"),
+        (external_link, "`tokens` is an external link, expected the dataset itself"),
+        (others, "nothing else but `document_starts`; there are: mask, tokens"),
+        (virtual, "`tokens` has its data in other files"),
+        (unwritten, "`tokens` claims 4398046511104 bytes, more than a file of"),
+        (large_chunks, "`tokens` has chunks of 67108868 bytes, expected at most 67108864"),
+        (other_filter, "`tokens` uses filters [32000], expected only deflate"),
+        (starts_group, "a group, expected datasets"),
+        (starts(0, 4, 4), "document_starts[2] is 4, expected more than 4 and less than 6"),
+        (starts(0, 4, 2), "document_starts[2] is 2, expected more than 4 and less than 6"),
+        (starts(-1, 2), "document_starts[0] is -1, expected more than -1 and less than 6"),
+        (starts(0, 6), "document_starts[1] is 6, expected more than 0 and less than 6"),
+        (starts(np.uint64(0), np.uint64(2**64 - 1)), "document_starts[1] is 18446744073709551615"),
+        (starts([0, 1]), "`document_starts` has rank 2, expected 1"),
+        (starts(0.0, 1.0), "`document_starts` is float64, expected integers"),
+        (starts(*range(7)), "lists 7 document starts for 6 tokens"),
+        (attribute("vocab_size", 9), "attribute `vocab_size` is 9, this manifest would say 10"),
+        (attribute("source_bytes", 9), "is 9, this manifest would say nothing; is this a shard"),
+    ],
+)
+def test_manifest_refuses_what_no_program_reads(tmp_path, capsys, write, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write(file)
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'a.h5'}: " in said and message in said
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_manifest_takes_what_programs_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        starts(0, 2, 5)(file)
+        file.attrs["vocab_size"], file.attrs["documents"] = 10, 3
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        starts()(file)
+        del file["document_starts"], file["tokens"]
+        file["document_starts"] = np.empty(0, ">i4")
+        file.create_dataset("tokens", data=TOKENS.astype(">u8"), compression="gzip", shuffle=True)
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 0
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert [file["documents"] for file in files] == [3, 0]
+
+
+@pytest.mark.parametrize("keep", [0, 90, -9], ids=["empty", "junk", "truncated"])
+def test_manifest_refuses_damaged_files(tmp_path, capsys, keep):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["tokens"] = TOKENS
+    path.write_bytes(b"junk" * 99 if keep == 90 else path.read_bytes()[:keep])
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    assert f"{path}: not readable as HDF5: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [b"\xff.h5", b"a\\b.h5"])
+def test_manifest_refuses_names_that_it_cannot_hold(tmp_path, capsys, name):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tokens"] = TOKENS
+    (tmp_path / "a.h5").rename(tmp_path / os.fsdecode(name))
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    assert f"a manifest cannot name {os.fsdecode(name)!r}: " in capsys.readouterr().err
+
+
+def test_manifest_refuses_the_same_file_twice(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tokens"] = TOKENS
+    (tmp_path / "b.h5").hardlink_to(tmp_path / "a.h5")
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'b.h5'}: has the contents of {tmp_path / 'a.h5'}" in said
+    (tmp_path / "b.h5").unlink()
+    (tmp_path / "b.h5").symlink_to("nothing")
+    assert run("manifest", tmp_path, "--vocab-size", 10) == 3
+    assert f"{tmp_path / 'b.h5'}: not a regular file" in capsys.readouterr().err

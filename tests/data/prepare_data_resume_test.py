@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_locked_is_named(tokenizer, jsonl, tmp_path, mon
     )
 
 
-def test_a_full_disk_exits_7(tokenizer, jsonl, tmp_path):
+def test_a_full_disk_exits_7_and_names_the_file(tokenizer, jsonl, tmp_path):
     command = [
         sys.executable,
         SCRIPT,
@@ -251,4 +251,6 @@ def test_a_full_disk_exits_7(tokenizer, jsonl, tmp_path):
     )
     assert limited.returncode == 7, limited.stderr
     assert "Traceback" not in limited.stderr
+    unfinished = tmp_path / "out" / "shard_00000.h5.tmp"
+    assert f"cannot write: File too large: '{unfinished}'" in limited.stderr
     assert subprocess.run(command, capture_output=True).returncode == 0

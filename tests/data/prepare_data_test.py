@@ -1,11 +1,15 @@
 """Tests of scripts/prepare_data.py: texts, and its options."""
 
 import gzip
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import xxhash
-from prepared import DOCUMENTS, damaged_gzip, expected_text, read_folder, run
+from prepared import DOCUMENTS, SCRIPT, damaged_gzip, expected_text, read_folder, run
 from tokenizers import Tokenizer
 
 
@@ -70,6 +74,7 @@ def test_a_number_in_tokenizer_config_is_a_text(tokenizer, jsonl, tmp_path):
     [
         (b'{"eos_token": ', "not JSON: Expecting value"),
         (b'{"eos_token": "\xff"}', "not UTF-8 at byte 15"),
+        (b"[" * 100000, "JSON beyond what can be read: maximum recursion depth"),
         (b'["<|eos|>"]', "expected a JSON object, got ['<|eos|>']"),
         (b'{"eos_token": 7}', "eos_token is 7, expected its text"),
         (b'{"pad_token": {"id": 7}}', "pad_token is {'id': 7}, expected its text"),
@@ -119,6 +124,20 @@ def test_files_left_out_are_said(tokenizer, jsonl, tmp_path, capsys):
     assert "left out 1 file(s)" in (said := capsys.readouterr().out) and "notes.md" in said
 
 
+def test_names_of_files_need_not_be_utf8(tokenizer, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.txt")).write_text("Olá")
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"")
+    command = [sys.executable, SCRIPT, "text", folder, "-o", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run(
+        [*command, "--tokenizer", tokenizer], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "such as \\udcfe.png" in ran.stdout, ran.stderr
+    assert read_folder(tmp_path / "out")[1].tolist() == expected_text(tokenizer, ["Olá"])[0]
+
+
 def test_text_files(tokenizer, tmp_path):
     folder = tmp_path / "text"
     (folder / "b").mkdir(parents=True)
@@ -138,6 +157,20 @@ def test_text_files(tokenizer, tmp_path):
         assert read_folder(out)[1].tolist() == expected_text(tokenizer, documents)[0]
 
 
+@pytest.mark.parametrize("split", ["file", "line", "paragraph"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_byte_order_mark_at_the_start_is_no_text(tokenizer, tmp_path, name, split):
+    text = "Olá, \ufeffmundo"  # only at the start is it a mark
+    data = json.dumps({"text": text}, ensure_ascii=False) if name == "a.jsonl" else text
+    data = b"\xef\xbb\xbf" + data.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    arguments = ("-o", tmp_path / "out", "--tokenizer", tokenizer, "--documents", split)
+    assert run("text", tmp_path / name, *arguments) == 0
+    manifest, tokens, _ = read_folder(tmp_path / "out")
+    assert tokens.tolist() == expected_text(tokenizer, [text])[0]
+    assert manifest["source_bytes"] == len(text.encode())
+
+
 @pytest.mark.parametrize(
     "name, data, message",
     [
@@ -145,6 +178,8 @@ def test_text_files(tokenizer, tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', 'a.jsonl:2: no text in field "text"'),
         ("a.jsonl", b'["x"]', "a.jsonl:1: no text"),
         ("a.jsonl", b'{"text": "x"', "a.jsonl:1: not JSON"),
+        ("a.jsonl", b"\n" + b"[" * 100000, "a.jsonl:2: JSON beyond what can be read: maximum"),
+        ("a.jsonl", b"7" * 5000, "a.jsonl:1: JSON beyond what can be read: Exceeds the limit"),
         ("a.jsonl", b'{"text": "\\ud83d"}', "half a surrogate pair"),
         ("a.txt.gz", b"not gzip", "a.txt.gz: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"x" * 99999)[:-9], "a.txt.gz: Compressed file ended"),
@@ -193,6 +228,7 @@ def test_usage_errors(tokenizer, jsonl, tmp_path, capsys):
     "arguments, message",
     [
         (("--vocab-size", 0), "--vocab-size is 0"),
+        (("--vocab-size", 2**31 + 1), "--vocab-size is 2147483649, expected at most 2^31"),
         (("--vocab-size", -5, "--eos-token-id", 0), "--vocab-size is -5"),
         (("--vocab-size", 9, "--eos-token-id", 9), "--eos-token-id 9 is outside the vocabulary"),
         (("--vocab-size", 9, "--pad-token-id", -1), "--pad-token-id -1 is outside"),

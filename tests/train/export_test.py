@@ -48,6 +48,14 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def refused_by_convert_bin(*arguments, code=1):
+    command = [sys.executable, CONVERT_BIN, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == code, result.stdout + result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == "", result.stderr
+    return result.stderr
+
+
 @pytest.fixture
 def source(tmp_path):
     return tmp_path / "a source"
@@ -194,12 +202,47 @@ def test_names_a_bin_file_that_is_none(source):
     cases = [(weights, content) for content in (b"", b"garbage", bytes(5000), b"PK\x03\x04" + bytes(99))]
     cases += [(weights, (source / "list.bin").read_bytes())]
     cases += [(index, content) for content in (b"{", b"[]", b"{}", b'{"weight_map": 5}', b"\xff")]
+    cases += [(index, b'{"weight_map": %s}' % files) for files in (b"{}", b'{"a": 5}', b'{"a": "b/c"}')]
     for path, content in cases:
         path.write_bytes(content)
-        result = subprocess.run([sys.executable, CONVERT_BIN, source], capture_output=True, text=True)
-        assert result.returncode == 1 and str(path) in result.stderr, result.stderr
-        assert result.stderr.count("\n") == 1 and result.stdout == "", result.stderr
+        assert str(path) in refused_by_convert_bin(source)
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({}, "holds no tensors"),
+        ({5: torch.ones(2)}, "expected the tensors' names as keys, got 5"),
+        ({"a": [5]}, "'a' is not a tensor"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "'a' is torch.complex64, expected floats"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is torch.sparse_coo, expected a dense tensor"),
+        ({"a": torch.ones(2, device="meta")}, "'a' has no values: it is a tensor of the meta device"),
+    ],
+    ids=["empty", "key", "list", "complex", "sparse", "meta"],
+)
+def test_bin_files_that_safetensors_cannot_hold_are_refused(source, state, message):
+    source.mkdir()
+    torch.save(state, source / "pytorch_model.bin")
+    said = refused_by_convert_bin(source)
+    assert str(source / "pytorch_model.bin") in said and message in said
+    assert [path.name for path in source.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_convert_bin_overwrites_nothing(source):
+    source.mkdir()
+    weights = source / "x.bin"
+    torch.save({"a": torch.ones(2)}, weights)
+    (source / "made.tmp").write_bytes(weights.read_bytes())  # what `made` would be written as
+    (source / "model.safetensors").write_text("of a checkpoint")
+    (source / "link").symlink_to("nothing")
+    before = {path: path.lstat().st_mtime_ns for path in source.iterdir()}
+    for output in ("x.bin", "made", "model.safetensors", "link"):
+        said = refused_by_convert_bin(weights, source / output, code=2)
+        assert f"'{source / output}" in said and "exists; remove it, or choose another" in said
+    assert "model.safetensors' exists" in refused_by_convert_bin(weights, code=2)
+    assert "cannot write" in refused_by_convert_bin(weights, source / "none" / "made")
+    assert before == {path: path.lstat().st_mtime_ns for path in source.iterdir()}
 
 
 def test_refusals(source, output, tmp_path):
