@@ -13,6 +13,7 @@
 #include "data/safetensors.h"
 #include "data/verified_files.h"
 #include "train/checkpoint/manifest.h"
+#include "train/checkpoint/model_folder.h"
 #include "train/checkpoint/trainer_state.h"
 #include "train/config/yaml_reader.h"
 #include "train/evaluator.h"
@@ -54,7 +55,7 @@ std::optional<std::int64_t> trained_seq_len(const std::filesystem::path& model) 
 /// Row length for `data` when the user names none: what the model was trained on if that fits, else
 /// the data's own rows, or 2048 of a stream.
 std::int64_t choose_seq_len(const ShardManifest& data, const std::filesystem::path& model) {
-  const std::optional<std::int64_t> trained = trained_seq_len(model);
+  const auto trained = read_while_there(model, [&] { return trained_seq_len(model); });
   if (data.layout == ShardLayout::kStream) return std::min(trained.value_or(2048), data.tokens - 1);
   return trained == data.row_length - 1 ? *trained : data.row_length;
 }
