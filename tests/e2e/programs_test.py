@@ -5,9 +5,10 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
-from programs import BIN, run, write_yaml
+from programs import BIN, SOURCE, run, write_yaml
 from tiny_run import add_tokenizer, config_of, start, write_data
 
 
@@ -104,6 +105,16 @@ def test_paths_that_are_no_models(world, tmp_path):
     assert "has no tokenizer.json" in run("generate", "--model", world / "run", code=3).stderr
     missing = ["--ids", tmp_path / "none", "--logits", tmp_path / "logits"]
     assert "no such file" in run("evaluate", "--model", world / "model", *missing, code=3).stderr
+
+
+def test_a_stream_without_a_row_is_refused(world, tmp_path):
+    add_tokenizer(tmp_path)
+    (tmp_path / "text.txt").write_text("a")
+    subprocess.run([sys.executable, SOURCE / "scripts/prepare_data.py", "text", tmp_path / "text.txt", "--separator",
+                    "none", "--tokenizer", tmp_path / "tokenizer.json", "--output", tmp_path / "one"], check=True)
+    for row in [[], ["--seq-len", "1"]]:
+        said = run("evaluate", "--model", world / "model", "--data", tmp_path / "one", *row, code=3).stderr
+        assert "1 tokens do not fill one row of seq_len 1" in said, said
 
 
 def test_a_run_in_progress_can_be_read(world, tmp_path):

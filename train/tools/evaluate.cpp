@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -56,7 +57,9 @@ std::optional<std::int64_t> trained_seq_len(const std::filesystem::path& model) 
 /// the data's own rows, or 2048 of a stream.
 std::int64_t choose_seq_len(const ShardManifest& data, const std::filesystem::path& model) {
   const auto trained = read_while_there(model, [&] { return trained_seq_len(model); });
-  if (data.layout == ShardLayout::kStream) return std::min(trained.value_or(2048), data.tokens - 1);
+  // A stream that is too short for any row is refused where rows are cut.
+  if (data.layout == ShardLayout::kStream)
+    return std::clamp<std::int64_t>(data.tokens - 1, 1, trained.value_or(2048));
   return trained == data.row_length - 1 ? *trained : data.row_length;
 }
 
