@@ -14,7 +14,8 @@ struct LoadedModel {
 };
 
 /// The folder that a user means by `path`: any Hugging Face Mamba folder, a checkpoint, or a run's
-/// output_dir, whose newest undamaged checkpoint is taken. Errors: Checkpoint, Io.
+/// output_dir, whose newest undamaged checkpoint is taken. To be read by read_while_there().
+/// Errors: Checkpoint, Io.
 std::filesystem::path find_model_folder(const std::filesystem::path& path);
 
 /// Loads what a user means by `path`, see find_model_folder(), to where `exec` computes, which must

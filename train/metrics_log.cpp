@@ -6,6 +6,9 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <optional>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
 #include "core/log.h"
@@ -14,33 +17,45 @@
 namespace jiboia {
 namespace {
 
-/// Whether a whole line is of a step up to `step`.
-bool is_kept(const std::string& line, std::int64_t step) {
+/// The step that a whole line is of; nothing of a line that no run wrote so.
+std::optional<std::int64_t> step_of(const std::string& line) {
   const auto json = nlohmann::json::parse(line, nullptr, false);
-  return json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
-         json["step"].get<std::int64_t>() <= step;
+  if (!json.is_object() || !json.contains("step")) return std::nullopt;
+  const auto& step = json["step"];  // what is below 0 is no unsigned number
+  if (!step.is_number_unsigned() || !std::in_range<std::int64_t>(step.get<std::uint64_t>()))
+    return std::nullopt;
+  return step.get<std::int64_t>();
 }
 
 /// Leaves the lines of steps up to `step`.
 void rewrite(const std::filesystem::path& path, std::int64_t step) {
   FileWriter kept(path);
-  std::int64_t dropped = 0;
+  std::int64_t number = 0, dropped = 0, damaged = 0, first_damaged = 0;
   if (std::filesystem::exists(path)) {
     require(std::filesystem::is_regular_file(path), ErrorKind::kIo, "{}: is not a file",
             path.string());
     std::ifstream lines(path);
     require(lines.is_open(), ErrorKind::kIo, "{}: cannot be read", path.string());
     for (std::string line; std::getline(lines, line);) {
-      const bool torn = lines.eof();
-      if (!torn && is_kept(line, step)) {
+      ++number;
+      const bool torn = lines.eof();  // the step in which a run was killed
+      const auto found = torn ? std::nullopt : step_of(line);
+      if (found && *found <= step) {
         kept.write(bytes_of(line + '\n'));
-      } else {
+      } else if (found || torn) {
         ++dropped;
+      } else if (++damaged == 1) {
+        first_damaged = number;
       }
     }
     require(!lines.bad(), ErrorKind::kIo, "{}: cannot be read", path.string());
   }
   kept.commit();
+  if (damaged) {
+    log::warning("{}: line {} is damaged, no JSON object with a step from 0 on, and dropped{}",
+                 path.string(), first_damaged,
+                 damaged > 1 ? fmt::format("; so are {} behind it", damaged - 1) : "");
+  }
   if (dropped) log::info("{}: {} lines after step {} dropped", path.string(), dropped, step);
 }
 

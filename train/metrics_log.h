@@ -18,7 +18,7 @@ namespace jiboia {
 class MetricsLog {
  public:
   /// Opens the file for a run that has done `step` steps: lines of later steps, which the run will
-  /// write again, and torn lines are dropped. Errors: Io.
+  /// write again, and a torn last one are dropped, damaged ones with a warning. Errors: Io.
   MetricsLog(const std::filesystem::path& path, std::int64_t step);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;

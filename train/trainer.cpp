@@ -125,9 +125,12 @@ void Trainer::load_first_weights() {
     return;
   }
   const std::filesystem::path folder = find_model(path);
-  load_model_weights(folder, parameters_, ExtraTensors::kWarn);
-  if (!std::filesystem::exists(folder / "config.json")) return;
-  const double epsilon = read_model_config(folder).layer_norm_epsilon;
+  const double epsilon = read_while_there(folder, [&] {
+    load_model_weights(folder, parameters_, ExtraTensors::kWarn);
+    return std::filesystem::exists(folder / "config.json")
+               ? read_model_config(folder).layer_norm_epsilon
+               : config_.model.layer_norm_epsilon;
+  });
   if (epsilon != config_.model.layer_norm_epsilon) {
     log::warning("init_from: {} was made with layer_norm_epsilon {}, this run has {}",
                  folder.string(), epsilon, config_.model.layer_norm_epsilon);

@@ -5,9 +5,10 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
-from programs import BIN, run
+from programs import BIN, SOURCE, run, write_yaml
 from tiny_run import add_tokenizer, config_of, start, write_data
 
 
@@ -104,6 +105,46 @@ def test_paths_that_are_no_models(world, tmp_path):
     assert "has no tokenizer.json" in run("generate", "--model", world / "run", code=3).stderr
     missing = ["--ids", tmp_path / "none", "--logits", tmp_path / "logits"]
     assert "no such file" in run("evaluate", "--model", world / "model", *missing, code=3).stderr
+
+
+def test_a_stream_without_a_row_is_refused(world, tmp_path):
+    add_tokenizer(tmp_path)
+    (tmp_path / "text.txt").write_text("a")
+    subprocess.run([sys.executable, SOURCE / "scripts/prepare_data.py", "text", tmp_path / "text.txt", "--separator",
+                    "none", "--tokenizer", tmp_path / "tokenizer.json", "--output", tmp_path / "one"], check=True)
+    for row in [[], ["--seq-len", "1"]]:
+        said = run("evaluate", "--model", world / "model", "--data", tmp_path / "one", *row, code=3).stderr
+        assert "1 tokens do not fill one row of seq_len 1" in said, said
+
+
+def test_a_run_in_progress_can_be_read(world, tmp_path):
+    """What is chosen may go away meanwhile: then the programs say so, and nothing is half read."""
+    data = shutil.copytree(world / "data", tmp_path / "data")
+    add_tokenizer(data / "train")
+    tree = config_of(data, tmp_path / "run", steps=10**6, every=1, model__vocab_size=256, checkpoint__keep=1)
+    command = [BIN / "train", "--config", write_yaml(tmp_path / "run.yaml", tree)]
+    latest, output = tmp_path / "run/checkpoints/latest", tmp_path / "exported"
+    whole = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not latest.exists():
+                assert process.poll() is None
+            for model in [tmp_path / "run", latest] * 30:
+                for arguments in [["export", "--checkpoint", model, "--output", output],
+                                  ["generate", "--model", model, "--prompt", "abc", "-n", "3"],
+                                  ["evaluate", "--model", model, "--data", data / "validation"]]:
+                    result = subprocess.run([BIN / arguments[0], *arguments[1:]], capture_output=True, text=True)
+                    gone = "was removed while it was read" in result.stderr
+                    assert result.returncode == (4 if gone else 0), (arguments, result.stderr)
+                    assert "damaged" not in result.stderr, result.stderr
+                    whole += not gone
+                    if arguments[0] == "export":
+                        assert (output / "tokenizer.json").exists() is not gone, result.stdout
+                        shutil.rmtree(output, ignore_errors=True)
+            assert process.poll() is None
+        finally:
+            process.kill()
+    assert whole > 0
 
 
 def test_logits_replace_only_results(world, tmp_path):

@@ -3,12 +3,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <fstream>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "core/error.h"
 #include "tests/support/temporary_folder.h"
@@ -607,6 +610,72 @@ TEST_F(CheckpointTest, FindsTheModelThatIsMeant) {
   EXPECT_EQ(find_model(root_ / "plain"), root_ / "plain");
   fs::create_directories(root_ / "new/checkpoints");
   EXPECT_THROW(find_model(root_ / "new"), Error);
+}
+
+TEST_F(CheckpointTest, ALinkMeansTheFolderThatItLeadsToNow) {
+  save({1, 2});
+  const fs::path latest = output_ / "checkpoints/latest";
+  EXPECT_EQ(find_model(latest), folder_of(2));
+  EXPECT_EQ(find_model(latest / ""), folder_of(2));
+  save({3});
+  EXPECT_EQ(find_model(latest), folder_of(3));
+  fs::remove_all(folder_of(3));
+  EXPECT_THROW(find_model(latest), Error);
+}
+
+TEST_F(CheckpointTest, AModelThatGoesAwayWhileItIsReadIsRefused) {
+  const fs::path folder = root_ / "model";
+  const auto error_of = [&](bool removes, const std::function<int()>& read) -> std::string {
+    fs::create_directories(folder / "in");
+    try {
+      read_while_there(folder, [&] {
+        if (removes) fs::remove_all(folder);
+        return read();
+      });
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), removes ? ErrorKind::kCheckpoint : ErrorKind::kData);
+      return error.what();
+    }
+    return "";
+  };
+  const auto finds_nothing = []() -> int { fail(ErrorKind::kData, "no tokenizer"); };
+  const auto lists = [&] { return static_cast<int>(fs::directory_iterator(folder)->exists()); };
+  EXPECT_EQ(error_of(false, [] { return 1; }), "");
+  EXPECT_EQ(error_of(false, finds_nothing), "no tokenizer");
+  const auto says_so = AllOf(HasSubstr(folder.string() + "' was removed while it was read"),
+                             HasSubstr("checkpoint.keep"));
+  EXPECT_THAT(error_of(true, [] { return 1; }), says_so);
+  EXPECT_THAT(error_of(true, finds_nothing), says_so);
+  EXPECT_THAT(error_of(true, lists), says_so);
+}
+
+TEST_F(CheckpointTest, FindsTheModelOfARunThatGoesOn) {
+  save({1});
+  std::atomic<bool> done = false;
+  std::thread run([&] {
+    const RunFolder folder(output_);
+    CheckpointStore store(folder, {.keep = 1});
+    for (std::int64_t step = 2; !done; ++step) save_one(store, step);
+  });
+  std::vector<std::string> errors;
+  std::int64_t found = 0;
+  testing::internal::CaptureStderr();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (std::chrono::steady_clock::now() < end) {
+    for (const char* name : {"", "checkpoints", "checkpoints/latest"}) {
+      try {
+        find_model(output_ / name);
+        ++found;
+      } catch (const std::exception& error) {
+        errors.push_back(error.what());
+      }
+    }
+  }
+  done = true;
+  run.join();
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  EXPECT_THAT(errors, testing::Each(HasSubstr("was removed while it was read")));
+  EXPECT_GT(found, 10);
 }
 
 TEST_F(CheckpointTest, ReadsTokenizerFiles) {

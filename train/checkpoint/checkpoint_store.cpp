@@ -126,9 +126,14 @@ struct Newest {
   std::set<std::int64_t> damaged_steps;  ///< newer ones
 };
 
+/// How often a folder is looked through in which a run in progress adds and removes entries: one
+/// look may find a checkpoint that is gone when it is read, or miss the one that replaced it.
+constexpr int kLooks = 10;
+
 /// The newest undamaged checkpoint in `folder`. Trouble with reading is no damage: it ends the
 /// search, so that no older checkpoint is gone on from by mistake. Errors: Io; Checkpoint when all
-/// are damaged, or when the newest that is not was written by a newer program.
+/// are damaged or went away while they were read, or when the newest that is not was written by a
+/// newer program.
 Newest find_newest(const fs::path& folder) {
   Newest newest;
   std::vector<std::string> reasons;
@@ -137,24 +142,62 @@ Newest find_newest(const fs::path& folder) {
     newest.damaged_steps.insert(step);
     reasons.push_back(fmt::format("{}: {}", name_of(step), error.what()));
   };
-  const std::vector<std::int64_t> steps = committed_steps(folder);
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    try {
-      newest.manifest = verify_checkpoint(folder / name_of(*step), *step);
-      newest.step = *step;
-      return newest;
-    } catch (const Error& error) {
-      // A run that is going on may have removed it meanwhile.
-      if (!fs::exists(folder / name_of(*step))) continue;
-      if (error.kind() == ErrorKind::kUnsupported) fail(ErrorKind::kCheckpoint, "{}", error.what());
-      if (error.kind() != ErrorKind::kCheckpoint) throw;
-      reject(*step, error);
+  std::optional<std::int64_t> removed;
+  for (int look = 0; look < kLooks; ++look) {
+    const std::vector<std::int64_t> steps = committed_steps(folder);
+    for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+      if (newest.damaged_steps.contains(*step)) continue;
+      try {
+        newest.manifest = verify_checkpoint(folder / name_of(*step), *step);
+        newest.step = *step;
+        return newest;
+      } catch (const std::runtime_error& error) {  // Error, or one of std::filesystem
+        if (!fs::exists(folder / name_of(*step))) {
+          removed = *step;
+          continue;
+        }
+        const auto* known = dynamic_cast<const Error*>(&error);
+        if (known && known->kind() == ErrorKind::kUnsupported)
+          fail(ErrorKind::kCheckpoint, "{}", error.what());
+        if (!known || known->kind() != ErrorKind::kCheckpoint) throw;
+        reject(*step, *known);
+      }
     }
   }
+  if (removed) require_still_there(folder / name_of(*removed));
   require(reasons.empty(), ErrorKind::kCheckpoint,
           "all checkpoints in '{}' are damaged; to start from the beginning, move them away:\n  {}",
           folder.string(), fmt::join(reasons, "\n  "));
   return newest;
+}
+
+/// The folder that `path` leads to, through links that may be moved meanwhile. Errors: Checkpoint
+/// when there is none, Io.
+fs::path resolve(const fs::path& path) {
+  std::error_code error;
+  for (int look = 0; look < kLooks; ++look) {
+    fs::path folder = fs::canonical(path, error);
+    if (!error) return folder;
+  }
+  const bool is_absent = path.empty() || error == std::errc::no_such_file_or_directory ||
+                         error == std::errc::not_a_directory;
+  fail(is_absent ? ErrorKind::kCheckpoint : ErrorKind::kIo, "'{}': {}", path.string(),
+       is_absent ? "no such folder" : error.message());
+}
+
+/// find_model() of what resolve() gave.
+fs::path choose_model(const fs::path& path) {
+  const bool is_output_dir =
+      fs::is_directory(path / "checkpoints") && !fs::exists(path / "config.json");
+  const fs::path folder = is_output_dir ? path / "checkpoints" : path;
+  if (is_output_dir || (fs::is_directory(folder) && !committed_steps(folder).empty())) {
+    const auto step = find_newest(folder).step;
+    require(step.has_value(), ErrorKind::kCheckpoint, "'{}' has no checkpoint yet",
+            folder.string());
+    return folder / name_of(*step);
+  }
+  if (fs::exists(folder / Manifest::kFileName)) verify_folder(folder);
+  return folder;
 }
 
 }  // namespace
@@ -326,17 +369,8 @@ fs::path CheckpointStore::retire(const fs::path& folder) const {
 }
 
 fs::path find_model(const fs::path& path) {
-  const bool is_output_dir =
-      fs::is_directory(path / "checkpoints") && !fs::exists(path / "config.json");
-  const fs::path folder = is_output_dir ? path / "checkpoints" : path;
-  if (is_output_dir || (fs::is_directory(folder) && !committed_steps(folder).empty())) {
-    const auto step = find_newest(folder).step;
-    require(step.has_value(), ErrorKind::kCheckpoint, "'{}' has no checkpoint yet",
-            folder.string());
-    return folder / name_of(*step);
-  }
-  if (fs::exists(folder / Manifest::kFileName)) verify_folder(folder);
-  return folder;
+  const fs::path folder = resolve(path);
+  return read_while_there(folder, [&] { return choose_model(folder); });
 }
 
 }  // namespace jiboia

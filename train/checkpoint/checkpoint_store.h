@@ -93,8 +93,9 @@ class CheckpointStore {
 };
 
 /// The model folder that a user means by `path`: the newest undamaged checkpoint when it is a run's
-/// output_dir or its checkpoints folder; else `path` itself, verified if it is a checkpoint.
-/// Errors: Checkpoint.
+/// output_dir or its checkpoints folder; else `path` itself, verified if it is a checkpoint. The
+/// folder is what links lead to now, such as a run's `latest`, which may be moved any time; what
+/// reads it should do so by read_while_there(). Errors: Checkpoint, Io.
 std::filesystem::path find_model(const std::filesystem::path& path);
 
 }  // namespace jiboia

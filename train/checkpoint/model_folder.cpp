@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/error.h"
 #include "train/model/hf_config.h"
 
 namespace jiboia {
@@ -28,6 +29,15 @@ std::vector<CompanionFile> read_tokenizer_files(const std::filesystem::path& fol
     files.push_back({name, read_text_file(folder / name, kMaxTokenizerBytes)});
   }
   return files;
+}
+
+void require_still_there(const std::filesystem::path& folder) {
+  std::error_code ignored;  // a folder that cannot be examined is there
+  require(std::filesystem::status(folder, ignored).type() != std::filesystem::file_type::not_found,
+          ErrorKind::kCheckpoint,
+          "'{}' was removed while it was read; a run in progress removes old checkpoints "
+          "(checkpoint.keep); start again, or name another",
+          folder.string());
 }
 
 bool is_model_description(const std::string& name) {

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include "data/safetensors.h"
 #include "data/verified_files.h"
 #include "train/checkpoint/manifest.h"
+#include "train/checkpoint/model_folder.h"
 #include "train/checkpoint/trainer_state.h"
 #include "train/config/yaml_reader.h"
 #include "train/evaluator.h"
@@ -54,8 +56,10 @@ std::optional<std::int64_t> trained_seq_len(const std::filesystem::path& model) 
 /// Row length for `data` when the user names none: what the model was trained on if that fits, else
 /// the data's own rows, or 2048 of a stream.
 std::int64_t choose_seq_len(const ShardManifest& data, const std::filesystem::path& model) {
-  const std::optional<std::int64_t> trained = trained_seq_len(model);
-  if (data.layout == ShardLayout::kStream) return std::min(trained.value_or(2048), data.tokens - 1);
+  const auto trained = read_while_there(model, [&] { return trained_seq_len(model); });
+  // A stream that is too short for any row is refused where rows are cut.
+  if (data.layout == ShardLayout::kStream)
+    return std::clamp<std::int64_t>(data.tokens - 1, 1, trained.value_or(2048));
   return trained == data.row_length - 1 ? *trained : data.row_length;
 }
 

@@ -44,6 +44,22 @@ struct Request {
   fs::path model_card;
 };
 
+/// A model that is exported. Its weights are open: they stay readable when the folder goes away.
+struct Source {
+  ModelConfig config;
+  ModelWeights weights;
+  std::vector<CompanionFile> tokenizer;
+  std::optional<TrainerState> state;
+};
+
+Source read_source(const fs::path& folder) {
+  const ModelConfig config = read_model_config(folder);
+  Source source{
+      config, ModelWeights(folder, MambaLm(config).parameters()), read_tokenizer_files(folder), {}};
+  if (fs::exists(folder / TrainerState::kFileName)) source.state = read_trainer_state(folder);
+  return source;
+}
+
 /// What a generated model card says.
 struct CardFacts {
   std::string name;
@@ -149,30 +165,28 @@ int export_model(const Request& request) {
   constexpr std::int64_t kMaxCardBytes = 16 << 20;
   const Dtype dtype = request.dtype == "bfloat16" ? Dtype::kBf16 : Dtype::kF32;
   const std::int64_t max_shard_bytes = parse_byte_size(request.max_shard_size);
-  const fs::path source = find_model_folder(request.checkpoint);
-  CardFacts facts{.config = read_model_config(source)};
-  const MambaLm model(facts.config);
-  ModelWeights weights(source, model.parameters());
-  const std::vector<CompanionFile> tokenizer = read_tokenizer_files(source);
-  if (fs::exists(source / TrainerState::kFileName)) facts.state = read_trainer_state(source);
-  facts.name = name_of_folder(request.output);
+  const fs::path folder = find_model_folder(request.checkpoint);
+  auto [config, weights, tokenizer, state] =
+      read_while_there(folder, [&] { return read_source(folder); });
+  const MambaLm model(config);
+  CardFacts facts{.name = name_of_folder(request.output), .config = config, .state = state};
   for (const ParameterSpec& spec : model.parameters()) facts.parameter_count += spec.shape.size();
   const std::string card = request.model_card.empty()
                                ? model_card(facts)
                                : read_text_file(request.model_card, kMaxCardBytes);
 
-  create_output(request.output, source);
+  create_output(request.output, folder);
   write_file_atomically(request.output / kUnfinished, "Exporting here again replaces the model.\n");
-  remove_other_model(request.output, hugging_face_config(facts.config, dtype), tokenizer);
+  remove_other_model(request.output, hugging_face_config(config, dtype), tokenizer);
   std::int64_t bytes = 0;
   for (const WrittenFile& file :
        convert_model_weights(weights, model.parameters(), dtype, request.output, max_shard_bytes))
     bytes += file.digest.bytes;
-  write_model_description(request.output, facts.config, dtype, tokenizer);
+  write_model_description(request.output, config, dtype, tokenizer);
   write_file_atomically(request.output / kModelCard, card);
   remove_file(request.output / kUnfinished);
 
-  fmt::print("Exported '{}': {} parameters, {:.1f} MB of weights, {}.\n", source.string(),
+  fmt::print("Exported '{}': {} parameters, {:.1f} MB of weights, {}.\n", folder.string(),
              facts.parameter_count, static_cast<double>(bytes) / 1e6,
              tokenizer.empty() ? "no tokenizer" : "with its tokenizer");
   fmt::print("To publish it:  hf upload USER/NAME {}\n", request.output.string());

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer/utf8.h"
+#include "train/checkpoint/model_folder.h"
 #include "train/generator.h"
 #include "train/loaded_model.h"
 #include "train/memory_plan.h"
@@ -23,6 +24,16 @@ struct Arguments {
   bool ignore_end = false;
 };
 
+/// Errors: Data when there is none; as Tokenizer::load(); Checkpoint when the folder went away.
+Tokenizer load_tokenizer(const std::filesystem::path& folder) {
+  return read_while_there(folder, [&] {
+    const std::filesystem::path file = folder / "tokenizer.json";
+    require(std::filesystem::exists(file), ErrorKind::kData,
+            "'{}' has no tokenizer.json, which text needs", folder.string());
+    return Tokenizer::load(file);
+  });
+}
+
 int generate(const Arguments& arguments) {
   const std::size_t valid = valid_utf8_prefix(arguments.prompt);
   require(valid == arguments.prompt.size(), ErrorKind::kInvalidArgument,
@@ -31,10 +42,7 @@ int generate(const Arguments& arguments) {
   say_what_precision_means(exec, arguments.compute.precision);
   const Activations activations = activations_for(exec, arguments.compute.precision);
   LoadedModel loaded = load_model(arguments.model, exec, activations);
-  const std::filesystem::path tokenizer_file = loaded.folder / "tokenizer.json";
-  require(std::filesystem::exists(tokenizer_file), ErrorKind::kData,
-          "'{}' has no tokenizer.json, which text needs", loaded.folder.string());
-  Tokenizer tokenizer = Tokenizer::load(tokenizer_file);
+  Tokenizer tokenizer = load_tokenizer(loaded.folder);
   const ModelConfig& config = loaded.model.config();
   std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, true);
   // An empty prompt is the beginning of a document.
