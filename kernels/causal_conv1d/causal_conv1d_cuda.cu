@@ -1,3 +1,4 @@
+#include "kernels/causal_conv1d/causal_conv1d_backward_runs.cuh"
 #include "kernels/causal_conv1d/causal_conv1d_runs.cuh"
 #include "kernels/column_sums.cuh"
 
